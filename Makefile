@@ -1,0 +1,59 @@
+# Every target works from a fresh clone: the virtual environment is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+STAMP := .venv/.installed
+ARGS ?=
+
+.PHONY: help install demo test quick check lint types contracts gen gen-check bench clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(STAMP) ## Make the virtual environment in .venv/
+
+$(STAMP): uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Tidemark needs Python 3.11 or newer; run 'make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)'" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(UV) sync --quiet --frozen --all-extras
+	@touch $@
+
+demo: $(STAMP) ## Protect real volumes in a sandbox cluster, end to end; ARGS="--json FILE --keep ..."
+	@$(BIN)/tidemark demo $(ARGS)
+
+test: $(STAMP) ## All hermetic tests, under 3 minutes
+	@$(BIN)/python -m pytest -q -m "not real and not chaos" $(ARGS)
+
+quick: $(STAMP) lint types contracts ## Lint, types, contracts and pure tests, under 20 s
+	@$(BIN)/python -m pytest -q -m quick $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+contracts: $(STAMP)
+	@$(BIN)/lint-imports --no-cache
+
+gen: $(STAMP) ## Regenerate wire code, CRDs and the chart's copies
+	@$(BIN)/python -m orchestrator.api.crd charts/tidemark/crds
+	@sh proto/generate.sh $(BIN)
+
+gen-check: $(STAMP) ## Fail if a generated file is stale
+	@$(BIN)/python -m orchestrator.api.crd --check charts/tidemark/crds
+	@sh proto/generate.sh $(BIN) --check
+
+check: lint types contracts gen-check ## All that the gate runs on code
+	@$(BIN)/python -m pytest -q -m "not real and not chaos" $(ARGS)
+
+bench: $(STAMP) ## Benchmarks; ARGS="--only NAME"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Tidemark: Kubernetes volume backup at the cost of what changed."""
