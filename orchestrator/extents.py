@@ -1,0 +1,179 @@
+"""Byte ranges of a volume, and sets of its chunks.
+
+`Extents` is what a CBT service reported, already checked. `ChunkSet` is what a copy plan is made of: one bit per
+chunk, 8 MiB for 16 TiB at 256 KiB. Merging, healing and adding a tail are ORs; a shard is a slice. Reading more than
+was reported is always safe, reading less never is: rounding goes outwards here and nowhere else.
+
+numpy is imported only where a batch is added, because a mover (which only walks finished sets) must start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """A batch of checked ranges: ascending, not overlapping, none empty, inside the volume. Bytes, int64."""
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.offsets.shape[0])
+
+    @property
+    def total_bytes(self) -> int:
+        """Return the sum of the lengths."""
+        return int(self.lengths.sum()) if len(self) else 0
+
+    @property
+    def end(self) -> int:
+        """Return the end of the last range, 0 when there is none."""
+        return int(self.offsets[-1] + self.lengths[-1]) if len(self) else 0
+
+
+class ChunkSet:
+    """Which chunks of a volume: one bit per chunk, least significant bit first."""
+
+    __slots__ = ("_bits", "chunk_size", "volume_size")
+
+    def __init__(self, volume_size: int, chunk_size: int, bits: bytearray | None = None) -> None:
+        """Make an empty set, or adopt `bits` (exactly ceil(chunks/8) bytes, spare bits zero)."""
+        if chunk_size <= 0 or volume_size < 0:
+            raise ValueError(f"no chunks of {chunk_size} bytes in {volume_size} bytes")
+        self.volume_size = volume_size
+        self.chunk_size = chunk_size
+        size = (self.chunk_count + 7) // 8
+        if bits is None:
+            bits = bytearray(size)
+        elif len(bits) != size:
+            raise ValueError(f"{len(bits)} bytes of bits for {self.chunk_count} chunks, expected {size}")
+        elif self.chunk_count % 8 and bits[-1] >> (self.chunk_count % 8):
+            raise ValueError("bits are set beyond the last chunk")
+        self._bits = bits
+
+    @property
+    def chunk_count(self) -> int:
+        """Return how many chunks the volume has; the last may be short."""
+        return -(-self.volume_size // self.chunk_size)
+
+    def add(self, extents: Extents) -> None:
+        """Add every chunk that a range touches (rounded outwards). Ranges must lie inside the volume."""
+        if not len(extents):
+            return
+        import numpy as np
+
+        first = extents.offsets // self.chunk_size
+        last = (extents.offsets + extents.lengths - 1) // self.chunk_size
+        if int(first[0]) < 0 or int(last.max()) >= self.chunk_count:
+            raise ValueError("a range lies outside the volume")
+        base = int(first[0])
+        marks = np.zeros(int(last.max()) - base + 2, dtype=np.int32)
+        np.add.at(marks, first - base, 1)
+        np.add.at(marks, last - base + 1, -1)
+        lead = base % 8
+        flags = np.concatenate((np.zeros(lead, dtype=bool), np.cumsum(marks[:-1]) > 0))
+        packed = np.packbits(flags, bitorder="little")
+        start = base // 8
+        view = np.frombuffer(self._bits, dtype=np.uint8)
+        view[start : start + len(packed)] |= packed
+
+    def add_range(self, offset: int, length: int) -> None:
+        """Add every chunk that `[offset, offset + length)` touches, clipped to the volume."""
+        end = min(offset + length, self.volume_size)
+        offset = max(offset, 0)
+        if end <= offset:
+            return
+        self.add_chunks(offset // self.chunk_size, (end - 1) // self.chunk_size + 1)
+
+    def add_chunks(self, first: int, stop: int) -> None:
+        """Add the chunks `first` to `stop - 1`."""
+        if not 0 <= first <= stop <= self.chunk_count:
+            raise ValueError(f"chunks {first} to {stop} of {self.chunk_count}")
+        if first == stop:
+            return
+        lo, hi = first // 8, (stop - 1) // 8
+        head, tail = 0xFF & (0xFF << (first % 8)), 0xFF >> (7 - (stop - 1) % 8)
+        if lo == hi:
+            self._bits[lo] |= head & tail
+            return
+        self._bits[lo] |= head
+        self._bits[hi] |= tail
+        self._bits[lo + 1 : hi] = b"\xff" * (hi - lo - 1)
+
+    def __contains__(self, index: int) -> bool:
+        return 0 <= index < self.chunk_count and bool(self._bits[index // 8] & (1 << (index % 8)))
+
+    def __len__(self) -> int:
+        return int.from_bytes(self._bits, "little").bit_count()
+
+    def __bool__(self) -> bool:
+        return any(self._bits)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChunkSet):
+            return NotImplemented
+        return (self.volume_size, self.chunk_size, self._bits) == (other.volume_size, other.chunk_size, other._bits)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable on purpose
+
+    def __ior__(self, other: ChunkSet) -> ChunkSet:
+        if (self.volume_size, self.chunk_size) != (other.volume_size, other.chunk_size):
+            raise ValueError("sets of different volumes")
+        merged = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
+        self._bits[:] = merged.to_bytes(len(self._bits), "little")
+        return self
+
+    def runs(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield maximal runs `(first, stop)` of chunk indexes, ascending, within `[first, stop)`."""
+        end = self.chunk_count if stop is None else min(stop, self.chunk_count)
+        index = first
+        while True:
+            index = self._next(index, end, wanted=True)
+            if index >= end:
+                return
+            after = self._next(index, end, wanted=False)
+            yield index, after
+            index = after
+
+    def _next(self, index: int, end: int, *, wanted: bool) -> int:
+        bits, skip = self._bits, 0x00 if wanted else 0xFF
+        while index < end:
+            if index % 8 == 0 and bits[index // 8] == skip:
+                index = self._skip(index // 8, (end + 7) // 8, skip) * 8
+                continue
+            if bool(bits[index // 8] & (1 << (index % 8))) == wanted:
+                return index
+            index += 1
+        return end
+
+    def _skip(self, byte: int, stop: int, value: int) -> int:
+        """Return the first byte in `[byte, stop)` that isn't `value`, by blocks so that empty TiBs cost nothing."""
+        block = 65536
+        while byte < stop:
+            piece = self._bits[byte : min(byte + block, stop)]
+            rest = piece.lstrip(bytes((value,)))
+            if rest:
+                return byte + len(piece) - len(rest)
+            byte += len(piece)
+        return stop
+
+    @property
+    def total_bytes(self) -> int:
+        """Return how many bytes the chunks cover, the short last chunk counted short."""
+        total = len(self) * self.chunk_size
+        short = self.volume_size % self.chunk_size
+        if short and (self.chunk_count - 1) in self:
+            total -= self.chunk_size - short
+        return total
+
+    def to_bytes(self) -> bytes:
+        """Return the bits."""
+        return bytes(self._bits)

@@ -1,0 +1,58 @@
+"""What a chunk set promises: rounding outwards, and never losing a chunk."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.extents import ChunkSet, Extents
+
+pytestmark = pytest.mark.quick
+
+
+@st.composite
+def volumes(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
+    chunk = draw(st.sampled_from([1, 7, 512, 4096]))
+    size = draw(st.integers(1, chunk * 70))
+    cuts = sorted(draw(st.sets(st.integers(0, size), max_size=20)))
+    return size, chunk, [(a, b - a) for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+
+
+@given(volumes())
+def test_every_touched_chunk_is_in_the_set_and_no_other(volume: tuple[int, int, list[tuple[int, int]]]) -> None:
+    size, chunk, ranges = volume
+    expected = {i for offset, length in ranges for i in range(offset // chunk, (offset + length - 1) // chunk + 1)}
+
+    batch, one_by_one = ChunkSet(size, chunk), ChunkSet(size, chunk)
+    batch.add(Extents(np.array([r[0] for r in ranges], dtype=np.int64), np.array([r[1] for r in ranges], dtype=np.int64)))
+    for offset, length in ranges:
+        one_by_one.add_range(offset, length)
+
+    assert {i for first, stop in batch.runs() for i in range(first, stop)} == expected
+    assert batch == one_by_one
+    assert len(batch) == len(expected)
+    assert all(i in batch for i in expected)
+    assert batch.total_bytes == sum(min(chunk, size - i * chunk) for i in expected)
+    assert ChunkSet(size, chunk, bytearray(batch.to_bytes())) == batch
+
+
+def test_a_range_outside_the_volume_is_refused() -> None:
+    with pytest.raises(ValueError, match="outside"):
+        ChunkSet(100, 10).add(Extents(np.array([95]), np.array([10])))
+
+
+def test_bits_beyond_the_last_chunk_are_refused() -> None:
+    with pytest.raises(ValueError, match="beyond"):
+        ChunkSet(30, 10, bytearray([0b1000]))
+
+
+def test_runs_can_be_sliced_into_shards() -> None:
+    chunks = ChunkSet(1000, 10)
+    chunks.add_chunks(3, 50)
+    assert list(chunks.runs(0, 20)) + list(chunks.runs(20, 100)) == [(3, 20), (20, 50)]
+
+
+def test_an_empty_16_tib_set_is_walked_at_once() -> None:
+    chunks = ChunkSet(16 << 40, 256 << 10)
+    chunks.add_chunks(chunks.chunk_count - 1, chunks.chunk_count)
+    assert list(chunks.runs()) == [(chunks.chunk_count - 1, chunks.chunk_count)]
