@@ -24,7 +24,9 @@ def test_every_touched_chunk_is_in_the_set_and_no_other(volume: tuple[int, int, 
     expected = {i for offset, length in ranges for i in range(offset // chunk, (offset + length - 1) // chunk + 1)}
 
     batch, one_by_one = ChunkSet(size, chunk), ChunkSet(size, chunk)
-    batch.add(Extents(np.array([r[0] for r in ranges], dtype=np.int64), np.array([r[1] for r in ranges], dtype=np.int64)))
+    batch.add(
+        Extents(np.array([r[0] for r in ranges], dtype=np.int64), np.array([r[1] for r in ranges], dtype=np.int64))
+    )
     for offset, length in ranges:
         one_by_one.add_range(offset, length)
 
