@@ -1,0 +1,151 @@
+"""A volume to fill: a block device, or a file.
+
+A target too small is refused before the first write. What the point holds as zero must read as zero afterwards: where
+the target is known to be zero its holes stay holes, elsewhere zeros are forced (by the device, by punching holes, or
+written out). Nothing counts as restored before `finish` has synced it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from orchestrator.blocks.errors import DeviceMissing, DeviceWriteFailed, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.source import device_size
+
+BLKZEROOUT = 0x127F
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+_ZEROS = bytes(1 << 20)
+_CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+
+
+class Target:
+    """An open target. Thread safe: every write names its offset."""
+
+    def __init__(self, fd: int, path: str, size: int, *, known_zero: bool, is_device: bool) -> None:
+        """Adopt an open descriptor; use `Target.open` or `Target.create`."""
+        self._fd = fd
+        self.path = path
+        self.size = size
+        self.known_zero = known_zero
+        self.is_device = is_device
+        self._native_zero = True
+        self._lock = threading.Lock()
+        self.zeroed = 0
+        """Bytes that had to be forced to zero."""
+
+    @classmethod
+    def create(cls, path: str | Path, size: int) -> Target:
+        """Make a new sparse file of `size` bytes; one that exists is TargetExists."""
+        name = str(path)
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise TargetExists(name) from error
+        except OSError as error:
+            raise DeviceMissing(name, error) from error
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            os.close(fd)
+            Path(name).unlink(missing_ok=True)
+            raise _write_error(name, 0, error) from error
+        return cls(fd, name, size, known_zero=True, is_device=False)
+
+    @classmethod
+    def open(cls, path: str | Path, needed: int, *, known_zero: bool = False) -> Target:
+        """Open an existing device or file of at least `needed` bytes; what it holds is overwritten."""
+        name = str(path)
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeviceMissing(name, error) from error
+        try:
+            size = device_size(fd, name)
+            if size < needed:
+                raise TargetTooSmall(name, size, needed)
+            is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        except BaseException:  # the descriptor must not leak whatever went wrong
+            os.close(fd)
+            raise
+        return cls(fd, name, size, known_zero=known_zero, is_device=is_device)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._fd, view[done:], offset + done)
+            except OSError as error:
+                raise _write_error(self.path, offset + done, error) from error
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros; does nothing where the target is known to be zero already."""
+        length = min(length, self.size - offset)
+        if self.known_zero or length <= 0:
+            return
+        with self._lock:
+            self.zeroed += length
+        if self._native_zero and (self._zero_device if self.is_device else self._punch)(offset, length):
+            return
+        end = offset + length
+        while offset < end:
+            piece = min(len(_ZEROS), end - offset)
+            self.write(offset, memoryview(_ZEROS)[:piece])
+            offset += piece
+
+    def _zero_device(self, offset: int, length: int) -> bool:
+        try:
+            fcntl.ioctl(self._fd, BLKZEROOUT, struct.pack("=QQ", offset, length))
+        except OSError as error:
+            return self._refused(offset, error)
+        return True
+
+    def _punch(self, offset: int, length: int) -> bool:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        failed = libc.fallocate(self._fd, flags, ctypes.c_int64(offset), ctypes.c_int64(length))
+        if failed:
+            return self._refused(offset, OSError(ctypes.get_errno(), "fallocate"))
+        return True
+
+    def _refused(self, offset: int, error: OSError) -> bool:
+        if error.errno in _CANNOT:
+            self._native_zero = False
+            return False
+        raise _write_error(self.path, offset, error) from error
+
+    def finish(self) -> None:
+        """Bring everything to the medium."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _write_error(self.path, 0, error) from error
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _write_error(path: str, offset: int, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return TargetFull(path, offset)
+    return DeviceWriteFailed(path, offset, os.strerror(error.errno or 0))

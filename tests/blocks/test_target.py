@@ -1,0 +1,68 @@
+"""A target holds what was written, and zeros where zeros belong, or the error says why not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.blocks.errors import DeviceMissing, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.target import Target
+
+pytestmark = pytest.mark.quick
+KIB = 1024
+
+
+def test_a_new_file_is_sparse_and_its_holes_stay_holes(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with Target.create(path, 1 << 30) as target:
+        target.write(512 << 20, b"x" * 4096)
+        target.zero(0, 512 << 20)
+        target.finish()
+    assert path.stat().st_size == 1 << 30
+    assert path.stat().st_blocks * 512 <= 1 << 20
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_zeros_are_forced_on_a_target_that_held_something_else(tmp_path: Path, native: bool) -> None:
+    # given a target full of old bytes, on storage that can punch holes or not
+    path = tmp_path / "old"
+    path.write_bytes(b"old!" * (64 * KIB))
+    with Target.open(path, 256 * KIB) as target:
+        target._native_zero = native
+        # when the middle is zeroed
+        target.zero(64 * KIB, 128 * KIB)
+        target.finish()
+    # then just the middle is zero
+    content = path.read_bytes()
+    assert content == b"old!" * (16 * KIB) + bytes(128 * KIB) + b"old!" * (16 * KIB)
+
+
+def test_a_target_too_small_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"keep me")
+    with pytest.raises(TargetTooSmall, match="has 7 bytes"):
+        Target.open(path, 8)
+    assert path.read_bytes() == b"keep me"
+
+
+def test_an_existing_file_is_never_taken_for_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(b"keep me")
+    with pytest.raises(TargetExists):
+        Target.create(path, 10)
+    assert path.read_bytes() == b"keep me"
+    with pytest.raises(DeviceMissing):
+        Target.open(tmp_path / "gone", 1)
+
+
+def test_no_room_is_named_as_such() -> None:
+    # given a target that takes no more bytes
+    fd = os.open("/dev/full", os.O_RDWR)
+    # when something is written, then the error says that room is what lacks
+    with (
+        Target(fd, "/dev/full", 1 << 20, known_zero=False, is_device=False) as target,
+        pytest.raises(TargetFull, match="/dev/full"),
+    ):
+        target.write(0, b"x")
