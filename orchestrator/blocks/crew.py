@@ -80,7 +80,11 @@ class Crew:
             work.close()
             raise Stopped
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self.watch(cancel := lambda: bool(future.cancel()) and None)
+
+        def cancel() -> None:
+            future.cancel()
+
+        self.watch(cancel)
         try:
             return future.result()
         except FutureCancelled:
@@ -91,6 +95,7 @@ class Crew:
 
     async def run(self) -> None:
         """Start all threads and wait until all have ended; raise the first error. Cancelling stops them first."""
+        assert self._threads, "a crew needs somebody"
         self._left = len(self._threads)
         for thread in self._threads:
             thread.start()
@@ -130,39 +135,42 @@ class Channel(Generic[Item]):
         self._bound = bound
         self._items: deque[Item] = deque()
         self._closed = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._room = threading.Condition(lock)
+        self._filled = threading.Condition(lock)
         crew.watch(self._wake)
 
     def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        with self._room:
+            self._room.notify_all()
+            self._filled.notify_all()
 
     def put(self, item: Item) -> None:
         """Add an item; waits while the channel is full."""
-        with self._changed:
+        with self._room:
             while len(self._items) >= self._bound and not self._crew.stopped:
-                self._changed.wait()
+                self._room.wait()
             self._crew.check()
             self._items.append(item)
-            self._changed.notify()
+            self._filled.notify()
 
     def get(self) -> Item | None:
         """Take the oldest item; waits for one. None once the channel is closed and empty."""
-        with self._changed:
+        with self._room:
             while not self._items and not self._closed and not self._crew.stopped:
-                self._changed.wait()
+                self._filled.wait()
             self._crew.check()
             if not self._items:
                 return None
             item = self._items.popleft()
-            self._changed.notify()
+            self._room.notify()
             return item
 
     def close(self) -> None:
         """Say that nothing more comes."""
-        with self._changed:
+        with self._room:
             self._closed = True
-            self._changed.notify_all()
+            self._filled.notify_all()
 
 
 class Sequence(Generic[Item]):

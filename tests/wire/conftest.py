@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_stray_loop() -> None:
-    """Say that no loop is current: pytest-asyncio asks, and on Python 3.11 merely asking makes one that nobody closes."""
+    """Say that no loop is current: pytest-asyncio asks, and on Python 3.11 asking makes one that nobody closes."""
     asyncio.set_event_loop(None)

@@ -121,6 +121,7 @@ class RestoreStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
         Meta(max_length=16384, description="The PersistentVolume to make again, as JSON, saved before the old goes."),
     ] = ""
     saved_claim: Annotated[str, Meta(max_length=16384, description="The target claim to make, as JSON.")] = ""
+    granted_time: Annotated[Instant | None, Meta(description="When a mover slot was granted.")] = None
     filled: Annotated[bool, Meta(description="The volume holds the point, verified.")] = False
     attempts: Annotated[int, Meta(ge=0, description="Mover Jobs started.")] = 0
     sha256: Annotated[str, Meta(max_length=64, description="Of the whole volume as read back.")] = ""
