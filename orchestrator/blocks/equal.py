@@ -1,0 +1,133 @@
+"""Remember which chunks this point has stored, so that equal ones are stored once. In fixed memory.
+
+A table of 16-byte entries (8 bytes of the chunk id, 8 bytes saying where) holds some 3 million recent chunks in
+64 MiB; a Python dict for a 16 TiB volume would take 13.7 GiB. It is exact while everything fits and best effort
+beyond. A hit counts only when the full id agrees: a wrong hit would silently put other content into the point.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+TABLE_BYTES = 64 << 20
+IDS_BYTES = 16 << 20
+"""Memory for full ids; those of older packs are read back from the packs' footers when a hit must be confirmed."""
+ID_BYTES = 32
+_ENTRY = struct.Struct("<QQ")
+_PROBES = 64
+"""Entries looked at from a chunk's own place on. Beyond three quarters full, old entries make room."""
+_SLOT_BITS = 24
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a chunk lies. While its first copy is being stored, `pack` is still negative."""
+
+    pack: int = -1
+    """Ordinal of the pack, as the engine counts them."""
+    slot: int = -1
+
+
+class EqualChunks:
+    """The table. Thread safe."""
+
+    def __init__(self, expected: int, recall: Callable[[int], bytes | None] | None = None) -> None:
+        """Size the table for at most `expected` chunks. `recall(pack)`: a stored pack's ids joined in slot order."""
+        wanted = max(expected * 2, 1024) * _ENTRY.size
+        size = 1 << (min(wanted, TABLE_BYTES) - 1).bit_length()
+        self._entries = size // _ENTRY.size
+        self._turn = 0
+        self._table = bytearray(size)
+        self._recall = recall
+        self._ids: OrderedDict[int, bytearray] = OrderedDict()
+        self._ids_bytes = 0
+        self._pending: dict[bytes, Place] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, chunk_id: bytes) -> tuple[Place, bool]:
+        """Return where the chunk lies, and False; or a place to be settled by the caller, and True.
+
+        A place that another thread is about to settle is returned with False at once: whoever needs it waits for it.
+        """
+        checked: list[tuple[int, int]] = []
+        while True:
+            with self._lock:
+                pending = self._pending.get(chunk_id)
+                if pending is not None:
+                    return pending, False
+                candidates = [where for where in self._candidates(chunk_id) if where not in checked]
+                if not candidates:
+                    place = self._pending[chunk_id] = Place()
+                    return place, True
+            for pack, slot in candidates:  # outside the lock: confirming may read a footer
+                if self._id_at(pack, slot) == chunk_id:
+                    return Place(pack, slot), False
+            checked += candidates
+
+    def settle(self, chunk_id: bytes, pack: int, slot: int) -> None:
+        """Say where the claimed chunk was stored. Slots of one pack come in order, from 0."""
+        with self._lock:
+            self._insert(chunk_id, pack, slot)
+            place = self._pending.pop(chunk_id, None)
+            if place is not None:
+                place.slot = slot
+                place.pack = pack
+
+    def add_pack(self, pack: int, ids: bytes) -> None:
+        """Remember all chunks of a pack that an earlier try stored. `ids`: full ids joined, in slot order."""
+        with self._lock:
+            for slot in range(len(ids) // ID_BYTES):
+                self._insert(ids[slot * ID_BYTES : (slot + 1) * ID_BYTES], pack, slot)
+
+    def _insert(self, chunk_id: bytes, pack: int, slot: int) -> None:
+        kept = self._ids.get(pack)
+        if kept is None:
+            kept = self._ids[pack] = bytearray()
+        if len(kept) < (slot + 1) * ID_BYTES:
+            grown = (slot + 1) * ID_BYTES - len(kept)
+            kept.extend(bytes(grown))
+            self._ids_bytes += grown
+        kept[slot * ID_BYTES : (slot + 1) * ID_BYTES] = chunk_id
+        while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
+            _, dropped = self._ids.popitem(last=False)
+            self._ids_bytes -= len(dropped)
+        tag, home = self._home(chunk_id)
+        for at in self._probe(home):
+            if _ENTRY.unpack_from(self._table, at)[0] == 0:
+                break
+        else:  # no room near its place: an older entry goes
+            self._turn = (self._turn + 1) % _PROBES
+            at = (home + self._turn) % self._entries * _ENTRY.size
+        _ENTRY.pack_into(self._table, at, tag, pack << _SLOT_BITS | slot)
+
+    def _candidates(self, chunk_id: bytes) -> list[tuple[int, int]]:
+        tag, home = self._home(chunk_id)
+        found = []
+        for at in self._probe(home):
+            known, where = _ENTRY.unpack_from(self._table, at)
+            if known == tag:
+                found.append((where >> _SLOT_BITS, where & ((1 << _SLOT_BITS) - 1)))
+            elif known == 0:
+                break
+        return found
+
+    def _probe(self, home: int) -> Iterator[int]:
+        for step in range(min(_PROBES, self._entries)):
+            yield (home + step) % self._entries * _ENTRY.size
+
+    def _home(self, chunk_id: bytes) -> tuple[int, int]:
+        return int.from_bytes(chunk_id[:8], "little") or 1, int.from_bytes(chunk_id[8:16], "little") % self._entries
+
+    def _id_at(self, pack: int, slot: int) -> bytes | None:
+        with self._lock:
+            kept: bytes | bytearray | None = self._ids.get(pack)
+        if kept is None and self._recall is not None:
+            kept = self._recall(pack)
+        if kept is None:
+            return None
+        found = bytes(kept[slot * ID_BYTES : (slot + 1) * ID_BYTES])
+        return found if len(found) == ID_BYTES else None
