@@ -16,7 +16,6 @@ from dataclasses import dataclass
 TABLE_BYTES = 64 << 20
 IDS_BYTES = 16 << 20
 """Memory for full ids; those of older packs are read back from the packs' footers when a hit must be confirmed."""
-ID_BYTES = 32
 _ENTRY = struct.Struct("<QQ")
 _PROBES = 64
 """Entries looked at from a chunk's own place on. Beyond three quarters full, old entries make room."""
@@ -32,11 +31,16 @@ class Place:
     slot: int = -1
 
 
+def record(slot: int, chunk_id: bytes) -> bytes:
+    """Return what is remembered of a chunk besides its entry; looked for as a whole."""
+    return slot.to_bytes(3, "little") + chunk_id
+
+
 class EqualChunks:
     """The table. Thread safe."""
 
     def __init__(self, expected: int, recall: Callable[[int], bytes | None] | None = None) -> None:
-        """Size the table for at most `expected` chunks. `recall(pack)`: a stored pack's ids joined in slot order."""
+        """Size the table for at most `expected` chunks. `recall(pack)`: a stored pack's records, joined."""
         wanted = max(expected * 2, 1024) * _ENTRY.size
         size = 1 << (min(wanted, TABLE_BYTES) - 1).bit_length()
         self._entries = size // _ENTRY.size
@@ -64,12 +68,12 @@ class EqualChunks:
                     place = self._pending[chunk_id] = Place()
                     return place, True
             for pack, slot in candidates:  # outside the lock: confirming may read a footer
-                if self._id_at(pack, slot) == chunk_id:
+                if self._confirmed(pack, slot, chunk_id):
                     return Place(pack, slot), False
             checked += candidates
 
     def settle(self, chunk_id: bytes, pack: int, slot: int) -> None:
-        """Say where the claimed chunk was stored. Slots of one pack come in order, from 0."""
+        """Say where the claimed chunk was stored."""
         with self._lock:
             self._insert(chunk_id, pack, slot)
             place = self._pending.pop(chunk_id, None)
@@ -77,21 +81,15 @@ class EqualChunks:
                 place.slot = slot
                 place.pack = pack
 
-    def add_pack(self, pack: int, ids: bytes) -> None:
-        """Remember all chunks of a pack that an earlier try stored. `ids`: full ids joined, in slot order."""
+    def add(self, chunk_id: bytes, pack: int, slot: int) -> None:
+        """Remember a chunk that an earlier try stored."""
         with self._lock:
-            for slot in range(len(ids) // ID_BYTES):
-                self._insert(ids[slot * ID_BYTES : (slot + 1) * ID_BYTES], pack, slot)
+            self._insert(chunk_id, pack, slot)
 
     def _insert(self, chunk_id: bytes, pack: int, slot: int) -> None:
-        kept = self._ids.get(pack)
-        if kept is None:
-            kept = self._ids[pack] = bytearray()
-        if len(kept) < (slot + 1) * ID_BYTES:
-            grown = (slot + 1) * ID_BYTES - len(kept)
-            kept.extend(bytes(grown))
-            self._ids_bytes += grown
-        kept[slot * ID_BYTES : (slot + 1) * ID_BYTES] = chunk_id
+        kept = self._ids.setdefault(pack, bytearray())
+        kept += record(slot, chunk_id)
+        self._ids_bytes += len(chunk_id) + 3
         while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
             _, dropped = self._ids.popitem(last=False)
             self._ids_bytes -= len(dropped)
@@ -122,12 +120,11 @@ class EqualChunks:
     def _home(self, chunk_id: bytes) -> tuple[int, int]:
         return int.from_bytes(chunk_id[:8], "little") or 1, int.from_bytes(chunk_id[8:16], "little") % self._entries
 
-    def _id_at(self, pack: int, slot: int) -> bytes | None:
+    def _confirmed(self, pack: int, slot: int, chunk_id: bytes) -> bool:
+        wanted = record(slot, chunk_id)
         with self._lock:
-            kept: bytes | bytearray | None = self._ids.get(pack)
-        if kept is None and self._recall is not None:
-            kept = self._recall(pack)
-        if kept is None:
-            return None
-        found = bytes(kept[slot * ID_BYTES : (slot + 1) * ID_BYTES])
-        return found if len(found) == ID_BYTES else None
+            kept = self._ids.get(pack)
+            if kept is not None:
+                return wanted in kept
+        recalled = self._recall(pack) if self._recall is not None else None
+        return recalled is not None and wanted in recalled

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from orchestrator.blocks import equal
-from orchestrator.blocks.equal import EqualChunks, Place
+from orchestrator.blocks.equal import EqualChunks, Place, record
 
 pytestmark = pytest.mark.quick
 
@@ -55,7 +55,7 @@ def test_two_ids_that_agree_only_in_part_are_different_chunks() -> None:
 def test_ids_dropped_from_memory_are_confirmed_from_the_packs_footer(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a table that keeps the ids of one pack only
     monkeypatch.setattr(equal, "IDS_BYTES", 1)
-    footers = {pack: b"".join(chunk_id(pack * 10 + slot) for slot in range(10)) for pack in range(3)}
+    footers = {pack: b"".join(record(slot, chunk_id(pack * 10 + slot)) for slot in range(10)) for pack in range(3)}
     asked: list[int] = []
 
     def recall(pack: int) -> bytes | None:
@@ -63,8 +63,9 @@ def test_ids_dropped_from_memory_are_confirmed_from_the_packs_footer(monkeypatch
         return footers.get(pack)
 
     table = EqualChunks(100, recall)
-    for pack, ids in footers.items():
-        table.add_pack(pack, ids)
+    for pack in footers:
+        for slot in range(10):
+            table.add(chunk_id(pack * 10 + slot), pack, slot)
     # when a chunk of an old pack comes again
     found = table.claim(chunk_id(5))
     # then it is found, by asking for that footer
