@@ -1,0 +1,95 @@
+"""Start a mover: read what it is told, run its task, say how it ended.
+
+The exit code says whether another pod may do better (75), can't (65), or needn't (0). SIGTERM stops the work in bounded
+time; what is stored by then is found again by the next pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from orchestrator.api.mover import EXIT_OK, EXIT_RETRYABLE, EXIT_TERMINAL, MoverConfig, MoverOutcome, Progress
+from orchestrator.errors import Retryable, TidemarkError
+from orchestrator.mover.arguments import Arguments, parse, read_config
+from orchestrator.mover.report import Reporter, log, set_up_log, write_outcome
+
+Run = Callable[[MoverConfig, Arguments, Reporter], Awaitable[MoverOutcome]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one mover; return its exit code."""
+    arguments = parse(argv)
+    set_up_log()
+    reporter = Reporter()
+    reporter.tell(Progress(stage="starting"))
+    started = time.monotonic()
+    try:
+        outcome = asyncio.run(_run(read_config(arguments), arguments, reporter))
+    except TidemarkError as error:
+        outcome = failed(error)
+    except MemoryError:
+        outcome = MoverOutcome(ok=False, reason="OutOfMemory", message="not enough memory", retryable=True)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the controller must learn that this pod ended by it
+        log.critical("unexpected %s", type(error).__name__, exc_info=True)
+        outcome = MoverOutcome(ok=False, reason="InternalError", message=type(error).__name__, retryable=True)
+    outcome = msgspec.structs.replace(outcome, seconds=round(time.monotonic() - started, 3))
+    write_outcome(arguments.termination_log, outcome)
+    if not outcome.ok:
+        log.error("%s ended: %s: %s", arguments.task, outcome.reason, outcome.message)
+    return EXIT_OK if outcome.ok else EXIT_RETRYABLE if outcome.retryable else EXIT_TERMINAL
+
+
+def failed(error: TidemarkError) -> MoverOutcome:
+    """Return the outcome of an error raised on purpose."""
+    return MoverOutcome(
+        ok=False, reason=type(error).reason, message=error.sentence(), retryable=isinstance(error, Retryable)
+    )
+
+
+def task_of(arguments: Arguments) -> Run:
+    """Import and return what runs the task; the others stay unimported."""
+    match arguments.task:
+        case "backup":
+            from orchestrator.mover.backup import run
+        case "restore":
+            from orchestrator.mover.restore import run
+        case "maintain":
+            from orchestrator.mover.maintain import run
+        case "verify":
+            from orchestrator.mover.verify import run
+    return run
+
+
+async def _run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
+    run = task_of(arguments)
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(run(config, arguments, reporter))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    speaker = loop.create_task(reporter.run(), name="progress")
+    try:
+        return await work
+    except asyncio.CancelledError:
+        return MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
+    except BaseExceptionGroup as group:
+        expected = first_of(group)
+        if expected is None:
+            raise
+        raise expected from group
+    finally:
+        speaker.cancel()
+        reporter.tell()
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> TidemarkError | None:
+    """Return the first error of a task group that was raised on purpose."""
+    for error in group.exceptions:
+        found = first_of(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, TidemarkError):
+            return found
+    return None
