@@ -13,6 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
+
 TABLE_BYTES = 64 << 20
 IDS_BYTES = 16 << 20
 """Memory for full ids; those of older packs are read back from the packs' footers when a hit must be confirmed."""
@@ -20,26 +23,25 @@ _ENTRY = struct.Struct("<QQ")
 _PROBES = 64
 """Entries looked at from a chunk's own place on. Beyond three quarters full, old entries make room."""
 _SLOT_BITS = 24
+_RECORD = struct.Struct("<35sI")
 
 
 @dataclass(slots=True)
 class Place:
-    """Where a chunk lies. While its first copy is being stored, `pack` is still negative."""
+    """Where a chunk lies; `entry` is None while its first copy is being stored."""
 
-    pack: int = -1
-    """Ordinal of the pack, as the engine counts them."""
-    slot: int = -1
+    entry: Entry | None = None
 
 
-def record(slot: int, chunk_id: bytes) -> bytes:
-    """Return what is remembered of a chunk besides its entry; looked for as a whole."""
-    return slot.to_bytes(3, "little") + chunk_id
+def record(slot: int, chunk_id: bytes, length: int, codec: int) -> bytes:
+    """Return what is kept of a chunk besides its entry in the table; found by its first 35 bytes."""
+    return _RECORD.pack(slot.to_bytes(3, "little") + chunk_id, length | codec << CODEC_SHIFT)
 
 
 class EqualChunks:
     """The table. Thread safe."""
 
-    def __init__(self, expected: int, recall: Callable[[int], bytes | None] | None = None) -> None:
+    def __init__(self, expected: int, recall: Callable[[ObjectRef], bytes | None] | None = None) -> None:
         """Size the table for at most `expected` chunks. `recall(pack)`: a stored pack's records, joined."""
         wanted = max(expected * 2, 1024) * _ENTRY.size
         size = 1 << (min(wanted, TABLE_BYTES) - 1).bit_length()
@@ -47,6 +49,8 @@ class EqualChunks:
         self._turn = 0
         self._table = bytearray(size)
         self._recall = recall
+        self._packs: list[ObjectRef] = []
+        self._ordinals: dict[ObjectRef, int] = {}
         self._ids: OrderedDict[int, bytearray] = OrderedDict()
         self._ids_bytes = 0
         self._pending: dict[bytes, Place] = {}
@@ -68,39 +72,43 @@ class EqualChunks:
                     place = self._pending[chunk_id] = Place()
                     return place, True
             for pack, slot in candidates:  # outside the lock: confirming may read a footer
-                if self._confirmed(pack, slot, chunk_id):
-                    return Place(pack, slot), False
+                entry = self._confirmed(pack, slot, chunk_id)
+                if entry is not None:
+                    return Place(entry), False
             checked += candidates
 
-    def settle(self, chunk_id: bytes, pack: int, slot: int) -> None:
+    def settle(self, entry: Entry) -> None:
         """Say where the claimed chunk was stored."""
         with self._lock:
-            self._insert(chunk_id, pack, slot)
-            place = self._pending.pop(chunk_id, None)
+            self._insert(entry)
+            place = self._pending.pop(entry.id, None)
             if place is not None:
-                place.slot = slot
-                place.pack = pack
+                place.entry = entry
 
-    def add(self, chunk_id: bytes, pack: int, slot: int) -> None:
+    def add(self, entry: Entry) -> None:
         """Remember a chunk that an earlier try stored."""
         with self._lock:
-            self._insert(chunk_id, pack, slot)
+            self._insert(entry)
 
-    def _insert(self, chunk_id: bytes, pack: int, slot: int) -> None:
+    def _insert(self, entry: Entry) -> None:
+        pack = self._ordinals.get(entry.pack)
+        if pack is None:
+            pack = self._ordinals[entry.pack] = len(self._packs)
+            self._packs.append(entry.pack)
         kept = self._ids.setdefault(pack, bytearray())
-        kept += record(slot, chunk_id)
-        self._ids_bytes += len(chunk_id) + 3
+        kept += record(entry.slot, entry.id, entry.length, entry.codec)
+        self._ids_bytes += _RECORD.size
         while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
             _, dropped = self._ids.popitem(last=False)
             self._ids_bytes -= len(dropped)
-        tag, home = self._home(chunk_id)
+        tag, home = self._home(entry.id)
         for at in self._probe(home):
             if _ENTRY.unpack_from(self._table, at)[0] == 0:
                 break
         else:  # no room near its place: an older entry goes
             self._turn = (self._turn + 1) % _PROBES
             at = (home + self._turn) % self._entries * _ENTRY.size
-        _ENTRY.pack_into(self._table, at, tag, pack << _SLOT_BITS | slot)
+        _ENTRY.pack_into(self._table, at, tag, pack << _SLOT_BITS | entry.slot)
 
     def _candidates(self, chunk_id: bytes) -> list[tuple[int, int]]:
         tag, home = self._home(chunk_id)
@@ -120,11 +128,19 @@ class EqualChunks:
     def _home(self, chunk_id: bytes) -> tuple[int, int]:
         return int.from_bytes(chunk_id[:8], "little") or 1, int.from_bytes(chunk_id[8:16], "little") % self._entries
 
-    def _confirmed(self, pack: int, slot: int, chunk_id: bytes) -> bool:
-        wanted = record(slot, chunk_id)
+    def _confirmed(self, pack: int, slot: int, chunk_id: bytes) -> Entry | None:
         with self._lock:
-            kept = self._ids.get(pack)
+            ref = self._packs[pack]
+            kept: bytes | bytearray | None = self._ids.get(pack)
             if kept is not None:
-                return wanted in kept
-        recalled = self._recall(pack) if self._recall is not None else None
-        return recalled is not None and wanted in recalled
+                return _find(kept, ref, slot, chunk_id)
+        kept = self._recall(ref) if self._recall is not None else None
+        return _find(kept, ref, slot, chunk_id) if kept is not None else None
+
+
+def _find(kept: bytes | bytearray, ref: ObjectRef, slot: int, chunk_id: bytes) -> Entry | None:
+    at = kept.find(slot.to_bytes(3, "little") + chunk_id)
+    if at < 0:
+        return None
+    packed = int.from_bytes(kept[at + 35 : at + 39], "little")
+    return Entry(chunk_id, ref, slot, packed & LENGTH_MASK, packed >> CODEC_SHIFT)

@@ -8,6 +8,8 @@ import pytest
 
 from orchestrator.blocks import equal
 from orchestrator.blocks.equal import EqualChunks, Place, record
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.pack import Entry
 
 pytestmark = pytest.mark.quick
 
@@ -16,14 +18,22 @@ def chunk_id(number: int) -> bytes:
     return hashlib.sha256(number.to_bytes(8, "big")).digest()
 
 
+def pack(number: int) -> ObjectRef:
+    return ObjectRef(bytes(16), number.to_bytes(16, "big"))
+
+
+def entry(number: int) -> Entry:
+    return Entry(chunk_id(number), pack(number // 10), 1 + number % 10 * 7, 400 + number, number % 2)
+
+
 def test_a_chunk_stored_once_is_found_again_and_a_new_one_is_not() -> None:
     table = EqualChunks(1000)
     for number in range(1000):
         place, mine = table.claim(chunk_id(number))
         assert mine
-        table.settle(chunk_id(number), pack=number // 100, slot=number % 100)
-        assert (place.pack, place.slot) == (number // 100, number % 100)
-    assert all(table.claim(chunk_id(n)) == (Place(n // 100, n % 100), False) for n in range(1000))
+        table.settle(entry(number))
+        assert place.entry == entry(number)
+    assert all(table.claim(chunk_id(n)) == (Place(entry(n)), False) for n in range(1000))
     assert table.claim(chunk_id(1000))[1]
 
 
@@ -36,18 +46,17 @@ def test_a_chunk_being_stored_by_another_thread_is_waited_for_and_not_stored_twi
     # then it gets the same place, which settles with the first
     assert mine
     assert not also_mine
-    assert second.pack == -1
-    table.settle(chunk_id(1), 7, 3)
-    assert (second.pack, second.slot) == (first.pack, first.slot) == (7, 3)
+    assert second.entry is None
+    table.settle(entry(1))
+    assert first.entry == second.entry == entry(1)
 
 
 def test_two_ids_that_agree_only_in_part_are_different_chunks() -> None:
     # given a stored chunk, and another whose id differs in its last byte only
     table = EqualChunks(10)
-    known = bytes(range(32))
-    table.claim(known)
-    table.settle(known, 0, 0)
-    lookalike = known[:-1] + b"\xff"
+    table.claim(chunk_id(5))
+    table.settle(entry(5))
+    lookalike = chunk_id(5)[:-1] + bytes((chunk_id(5)[-1] ^ 1,))
     # when the second is looked up, then it is no hit
     assert table.claim(lookalike)[1]
 
@@ -55,22 +64,21 @@ def test_two_ids_that_agree_only_in_part_are_different_chunks() -> None:
 def test_ids_dropped_from_memory_are_confirmed_from_the_packs_footer(monkeypatch: pytest.MonkeyPatch) -> None:
     # given a table that keeps the ids of one pack only
     monkeypatch.setattr(equal, "IDS_BYTES", 1)
-    footers = {pack: b"".join(record(slot, chunk_id(pack * 10 + slot)) for slot in range(10)) for pack in range(3)}
-    asked: list[int] = []
+    asked: list[ObjectRef] = []
 
-    def recall(pack: int) -> bytes | None:
-        asked.append(pack)
-        return footers.get(pack)
+    def recall(ref: ObjectRef) -> bytes | None:
+        asked.append(ref)
+        here = [entry(number) for number in range(30) if entry(number).pack == ref]
+        return b"".join(record(one.slot, one.id, one.length, one.codec) for one in here)
 
     table = EqualChunks(100, recall)
-    for pack in footers:
-        for slot in range(10):
-            table.add(chunk_id(pack * 10 + slot), pack, slot)
+    for number in range(30):
+        table.add(entry(number))
     # when a chunk of an old pack comes again
     found = table.claim(chunk_id(5))
     # then it is found, by asking for that footer
-    assert found == (Place(0, 5), False)
-    assert asked == [0]
+    assert found == (Place(entry(5)), False)
+    assert asked == [pack(0)]
 
 
 def test_memory_stays_what_it_is_at_any_number_of_chunks() -> None:

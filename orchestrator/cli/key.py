@@ -1,0 +1,49 @@
+"""Make and change master keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.parts.errors import FileRefused
+from orchestrator.cli.parts.offline import RepositoryUrl, StoreOptions, repository
+
+app = typer.Typer(no_args_is_help=True, help="Make and change master keys.")
+
+
+@app.command()
+def generate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not exist yet.")],
+) -> None:
+    """Write a new random master key to FILE, readable by you only. Keep a copy: without it nothing can be restored."""
+    from orchestrator.repository.keys import MasterKey
+
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as out:
+            out.write(MasterKey.generate().to_hex() + "\n")
+    except OSError as error:
+        raise FileRefused(f"can't make {file}: {os.strerror(error.errno or 0)}") from error
+    print(f"New master key in {file}. Keep a copy in another place: without it no backup can be restored.")
+
+
+@app.command()
+def rewrap(
+    url: RepositoryUrl,
+    key_file: Annotated[Path, typer.Option("--key-file", metavar="FILE", help="The master key in use.")],
+    new_key_file: Annotated[Path, typer.Option("--new-key-file", metavar="FILE", help="The master key to change to.")],
+    options: StoreOptions = None,
+) -> None:
+    """Let a new master key open the repository. For a key that leaked, start a new repository instead."""
+    from orchestrator.repository.keys import MasterKey
+
+    async def run() -> None:
+        async with repository(url, key_file, options) as opened:
+            await opened.rewrap(MasterKey.from_file(new_key_file))
+
+    asyncio.run(run())
+    print(f"The repository opens with the key in {new_key_file} now.")

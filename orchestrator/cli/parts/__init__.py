@@ -1,0 +1,1 @@
+"""What several commands parse or print alike. Nothing here is a command, and nothing here decides."""
