@@ -1,0 +1,77 @@
+"""The intent: what a writer announces before it reads a base, so that maintenance can't take it away.
+
+Order is everything: the intent is put first, then the points it builds on are looked at again. Maintenance lists
+manifests before intents, so it either sees the intent or the writer sees that the base is gone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from orchestrator.repository.errors import BaseGone, ManifestMissing, ObjectConflict, PointCancelled
+from orchestrator.repository.layout import Kind
+from orchestrator.repository.manifest import MapRoot, PointRef, open_manifest
+from orchestrator.repository.record import open_record, seal_record
+from orchestrator.repository.vault import Vault
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one recovery point builds on, and where it will commit."""
+
+    id: str
+    """Uid of the RecoveryPoint (a UUID in lower case)."""
+    base: PointRef | None = None
+    """A delta inherits this point's map."""
+    compare: PointRef | None = None
+    """An allocated or full read compares chunk ids with this point; the map starts empty."""
+    refers: tuple[PointRef, ...] = ()
+    """Other points whose chunks may be referred to."""
+    manifest_key: str
+    lineage: str
+    created: datetime
+    roots: tuple[MapRoot, ...] = ()
+    """Map roots of the points above, filled in by `put_intent`: they stay alive while this intent does."""
+
+    @property
+    def points(self) -> tuple[PointRef, ...]:
+        """Return every point this intent names, each once."""
+        named = [ref for ref in (self.base, self.compare, *self.refers) if ref is not None]
+        return tuple(dict.fromkeys(named))
+
+
+async def put_intent(vault: Vault, intent: Intent) -> Intent:
+    """Announce an intent, then check that what it names still exists; idempotent. Returns what is stored.
+
+    An intent of that id that is there already counts, whatever was asked now: open its plan, not yours. Raises
+    BaseGone (choose another base under another point id), PointCancelled, Damaged.
+    """
+    name = vault.names.intent(intent.id)
+    roots = await _roots(vault, intent)
+    stored = msgspec.structs.replace(intent, roots=roots)
+    try:
+        await vault.store.put_new(name, seal_record(vault, Kind.INTENT, name, stored))
+    except ObjectConflict:
+        stored = await open_intent(vault, intent.id)
+    await _roots(vault, stored)
+    return stored
+
+
+async def _roots(vault: Vault, intent: Intent) -> tuple[MapRoot, ...]:
+    """Open every named manifest again and return their roots; BaseGone when one isn't there any more."""
+    roots = []
+    for ref in intent.points:
+        try:
+            manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+        except (ManifestMissing, PointCancelled) as error:
+            raise BaseGone(ref.key) from error
+        roots.append(manifest.root)
+    return tuple(roots)
+
+
+async def open_intent(vault: Vault, intent_id: str) -> Intent:
+    """Read an intent; ObjectMissing, Damaged."""
+    name = vault.names.intent(intent_id)
+    intent, _ = open_record(vault, Kind.INTENT, name, await vault.store.get(name), Intent)
+    return intent

@@ -1,0 +1,151 @@
+"""Packs: one object with many sealed chunks and a sealed footer that says what they are.
+
+A pack is built in memory because a conditional create is one PUT. Many threads may add to one pack: a place is taken
+under the lock, sealing happens outside it.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from orchestrator.repository.crypto import TAG, Bytes
+from orchestrator.repository.errors import Damaged
+from orchestrator.repository.layout import MAX_OBJECT, PACK_TARGET, SLOT_UNIT, Kind, ObjectRef
+from orchestrator.repository.vault import Vault
+
+CODEC_SHIFT = 22
+LENGTH_MASK = (1 << CODEC_SHIFT) - 1
+"""A chunk's sealed length has 22 bits; the two above name its codec."""
+FOOTER_ENTRY = struct.Struct("<Q32sII")
+TRAILER = struct.Struct("<II8s")
+TRAILER_MAGIC = b"TMFOOTER"
+
+
+class Entry(NamedTuple):
+    """Where a chunk is and what it must be."""
+
+    id: bytes
+    """Keyed BLAKE3 of the plaintext, 32 bytes."""
+    pack: ObjectRef
+    slot: int
+    length: int
+    """Sealed bytes."""
+    codec: int
+
+
+class Placed(NamedTuple):
+    """Where a pack writer put a chunk."""
+
+    pack: ObjectRef
+    slot: int
+    length: int
+
+
+class FooterEntry(NamedTuple):
+    """One line of a pack's footer."""
+
+    index: int
+    id: bytes
+    slot: int
+    length: int
+    codec: int
+
+
+def slots_of(length: int) -> int:
+    """Return how many slot units a frame of `length` bytes takes."""
+    return -(-length // SLOT_UNIT)
+
+
+class PackBuilder:
+    """One pack in the making. `add` may be called from many threads; `finish` by one, once nobody adds."""
+
+    def __init__(self, vault: Vault, intent_id: str, buffer: bytearray | None = None) -> None:
+        """Start a pack; `buffer` is reused memory of the pack's full size (PACK_TARGET by default)."""
+        self.ref = ObjectRef.new(intent_id)
+        self.name = vault.names.pack(self.ref)
+        self._cipher = vault.new_cipher(Kind.PACK, self.name, self.ref)
+        self._buffer = bytearray(PACK_TARGET) if buffer is None else buffer
+        if not SLOT_UNIT * 16 <= len(self._buffer) <= MAX_OBJECT:
+            raise ValueError(f"a pack of {len(self._buffer)} bytes")
+        self._view = memoryview(self._buffer)
+        self._view[:SLOT_UNIT] = self._cipher.header
+        self._next = 1
+        self._footer = bytearray()
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """Return how many chunks are in."""
+        return len(self._footer) // FOOTER_ENTRY.size
+
+    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Placed | None:
+        """Seal one chunk (already compressed by `codec`); None when it doesn't fit any more."""
+        length = len(data) + TAG
+        if length > LENGTH_MASK:
+            raise ValueError(f"a chunk of {len(data)} bytes")
+        with self._lock:
+            slot, after = self._next, self._next + slots_of(length)
+            footer = len(self._footer) + FOOTER_ENTRY.size + TAG
+            if (after + slots_of(footer)) * SLOT_UNIT + TRAILER.size > len(self._buffer):
+                return None
+            self._next = after
+            self._footer += FOOTER_ENTRY.pack(index, chunk_id, slot, length | codec << CODEC_SHIFT)
+        start = slot * SLOT_UNIT
+        self._cipher.seal_into(slot, data, self._view[start : start + length])
+        # Reused memory: what an earlier pack left between two frames must not go into this one.
+        self._view[start + length : after * SLOT_UNIT] = bytes(after * SLOT_UNIT - start - length)
+        return Placed(self.ref, slot, length)
+
+    def finish(self) -> memoryview:
+        """Seal the footer and return the object's bytes (a view of the buffer)."""
+        slot, length = self._next, len(self._footer) + TAG
+        start = slot * SLOT_UNIT
+        self._cipher.seal_into(slot, self._footer, self._view[start : start + length], footer=True)
+        end = start + length
+        TRAILER.pack_into(self._buffer, end, slot, length, TRAILER_MAGIC)
+        return self._view[: end + TRAILER.size]
+
+
+async def read_footer(vault: Vault, ref: ObjectRef, size: int) -> list[FooterEntry]:
+    """Read what a pack of `size` bytes holds; ObjectMissing, Damaged. Two or three small requests."""
+    name = vault.names.pack(ref)
+    head = await vault.store.get_range(name, 0, SLOT_UNIT)
+    guess = min(size, 16 * 1024)
+    tail = await vault.store.get_range(name, size - guess, guess)
+    slot, length = _trailer(name, tail, size)
+    start = slot * SLOT_UNIT
+    if start < size - guess:
+        sealed = await vault.store.get_range(name, start, length)
+    else:
+        offset = start - (size - guess)
+        sealed = tail[offset : offset + length]
+    cipher = vault.cipher(Kind.PACK, name, head)
+    return list(_footer_entries(name, cipher.open(slot, sealed, footer=True)))
+
+
+def open_footer(vault: Vault, ref: ObjectRef, data: Bytes) -> list[FooterEntry]:
+    """Return what a whole pack in memory holds; Damaged."""
+    name = vault.names.pack(ref)
+    slot, length = _trailer(name, data, len(data))
+    start = slot * SLOT_UNIT
+    sealed = memoryview(data)[start : start + length]
+    return list(_footer_entries(name, vault.cipher(Kind.PACK, name, data).open(slot, sealed, footer=True)))
+
+
+def _trailer(name: str, tail: Bytes, size: int) -> tuple[int, int]:
+    if len(tail) < TRAILER.size:
+        raise Damaged(name, "it is truncated")
+    slot, length, magic = TRAILER.unpack(tail[-TRAILER.size :])
+    if magic != TRAILER_MAGIC or slot * SLOT_UNIT + length + TRAILER.size != size:
+        raise Damaged(name, "it doesn't end with a footer of its own")
+    return slot, length
+
+
+def _footer_entries(name: str, plain: bytes) -> Iterator[FooterEntry]:
+    if len(plain) % FOOTER_ENTRY.size:
+        raise Damaged(name, "its footer is malformed")
+    for index, chunk_id, slot, packed in FOOTER_ENTRY.iter_unpack(plain):
+        yield FooterEntry(index, chunk_id, slot, packed & LENGTH_MASK, packed >> CODEC_SHIFT)

@@ -1,0 +1,96 @@
+"""Read chunks out of packs: ranges joined, each chunk opened, decompressed and checked against its id.
+
+A pack that is gone may have been compacted: its relocation record says where its chunks went, one hop at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrator.repository.compression import decompress
+from orchestrator.repository.crypto import Bytes, ObjectCipher
+from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
+from orchestrator.repository.pack import Entry
+from orchestrator.repository.relocation import Relocation, open_relocation
+from orchestrator.repository.vault import Vault
+
+
+class Sealed(NamedTuple):
+    """A chunk as fetched, with what is needed to open it in any thread."""
+
+    entry: Entry
+    cipher: ObjectCipher
+    slot: int
+    data: bytes
+
+
+class PackReader:
+    """Reads chunks of one namespace. `fetch` belongs to the loop; `open` may run in any thread."""
+
+    def __init__(self, vault: Vault, chunk_size: int) -> None:
+        self._vault = vault
+        self._chunk_size = chunk_size
+        self._ciphers: dict[ObjectRef, ObjectCipher] = {}
+        self._moved: dict[ObjectRef, Relocation] = {}
+
+    async def fetch(self, pack: ObjectRef, entries: Sequence[Entry]) -> list[Sealed]:
+        """Fetch the sealed chunks of one pack (all entries name it), near ones in one request.
+
+        The order of the answer is that of `entries`. A moved pack is followed. ObjectMissing when it is gone, Damaged.
+        """
+        relocation = self._moved.get(pack)
+        if relocation is None:
+            try:
+                return await self._fetch(pack, [(entry, entry.slot) for entry in entries])
+            except ObjectMissing:
+                relocation = await open_relocation(self._vault, pack)
+                if relocation is None:
+                    raise
+                self._moved[pack] = relocation
+        return await self._follow(relocation, entries)
+
+    async def read(self, entry: Entry) -> Bytes:
+        """Fetch and open one chunk."""
+        (sealed,) = await self.fetch(entry.pack, [entry])
+        return self.open(sealed)
+
+    def open(self, sealed: Sealed) -> Bytes:
+        """Return a chunk's plaintext (at most chunk_size bytes), checked against its id; Damaged. Any thread."""
+        entry, name = sealed.entry, sealed.cipher.name
+        if len(sealed.data) != entry.length:
+            raise Damaged(name, f"it ends inside the chunk at slot {sealed.slot}")
+        packed = sealed.cipher.open(sealed.slot, sealed.data)
+        try:
+            plain = decompress(entry.codec, packed, self._chunk_size)
+        except ValueError as error:
+            raise Damaged(name, f"the chunk at slot {sealed.slot} doesn't decompress") from error
+        if self._vault.keys.chunk_id(plain) != entry.id:
+            raise Damaged(name, f"the chunk at slot {sealed.slot} isn't the one that the map names")
+        return plain
+
+    async def _follow(self, relocation: Relocation, entries: Sequence[Entry]) -> list[Sealed]:
+        wanted: dict[ObjectRef, list[tuple[int, Entry, int]]] = {}
+        for position, entry in enumerate(entries):
+            place = relocation.moves.get(entry.slot)
+            if place is None:
+                raise ObjectMissing(self._vault.names.pack(entry.pack))
+            wanted.setdefault(place[0], []).append((position, entry, place[1]))
+        found: dict[int, Sealed] = {}
+        for target, places in wanted.items():
+            pieces = await self._fetch(target, [(entry, slot) for _, entry, slot in places])
+            for (position, _, _), piece in zip(places, pieces, strict=True):
+                found[position] = piece
+        return [found[position] for position in range(len(entries))]
+
+    async def _fetch(self, pack: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:
+        ranges = [(slot * SLOT_UNIT, entry.length) for entry, slot in places]
+        pieces = await self._vault.store.get_ranges(self._vault.names.pack(pack), ranges)
+        cipher = self._ciphers.get(pack)
+        if cipher is None and pieces:
+            cipher = self._vault.cipher_for(Kind.PACK, pack, places[0][1], pieces[0])
+            if len(self._ciphers) > 4096:
+                self._ciphers.clear()
+            self._ciphers[pack] = cipher
+        return [Sealed(entry, cipher, slot, data) for (entry, slot), data in zip(places, pieces, strict=True) if cipher]

@@ -1,0 +1,81 @@
+"""The copy plan under an intent: which chunks a mover reads, and everything the manifest will say.
+
+Written once by the controller, read by every mover of the point: the inputs of a commit are the same for all.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.extents import ChunkSet
+from orchestrator.repository.errors import Damaged, ObjectConflict
+from orchestrator.repository.layout import LEAF_CHUNKS, Kind
+from orchestrator.repository.manifest import Mode, PointRecord, PointRef
+from orchestrator.repository.record import open_record, seal_record
+from orchestrator.repository.vault import Vault
+
+
+class _PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    record: PointRecord
+    base: PointRef | None = None
+    compare: PointRef | None = None
+    mode: Mode
+    shards: int = 1
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to read and how to go on. `bits` holds one bit per chunk of `record.volume_size`."""
+
+    record: PointRecord
+    base: PointRef | None = None
+    compare: PointRef | None = None
+    mode: Mode
+    bits: bytes
+    shards: int = 1
+
+    def chunks(self) -> ChunkSet:
+        """Return the chunks to read."""
+        return ChunkSet(self.record.volume_size, self.record.chunk_size, bytearray(self.bits))
+
+
+def shard_range(chunk_count: int, shards: int, number: int) -> tuple[int, int]:
+    """Return (first, stop) chunk index of a shard: cut at leaf borders, the last ends with the volume."""
+    if not 0 <= number < shards:
+        raise ValueError(f"shard {number} of {shards}")
+    leaves = -(-chunk_count // LEAF_CHUNKS)
+    first = leaves * number // shards * LEAF_CHUNKS
+    stop = leaves * (number + 1) // shards * LEAF_CHUNKS
+    return min(first, chunk_count), min(stop, chunk_count)
+
+
+async def put_plan(vault: Vault, intent_id: str, plan: Plan) -> Plan:
+    """Write a plan under its intent and return what is stored: one that is there already counts."""
+    name = vault.names.plan(intent_id)
+    document = _PlanDocument(
+        record=plan.record, base=plan.base, compare=plan.compare, mode=plan.mode, shards=plan.shards
+    )
+    plan.chunks()
+    try:
+        await vault.store.put_new(name, seal_record(vault, Kind.PLAN, name, document, plan.bits))
+    except ObjectConflict:
+        return await open_plan(vault, intent_id)
+    return plan
+
+
+async def open_plan(vault: Vault, intent_id: str) -> Plan:
+    """Read an intent's plan; ObjectMissing, Damaged."""
+    name = vault.names.plan(intent_id)
+    document, bits = open_record(vault, Kind.PLAN, name, await vault.store.get(name), _PlanDocument)
+    plan = Plan(
+        record=document.record,
+        base=document.base,
+        compare=document.compare,
+        mode=document.mode,
+        bits=bits,
+        shards=document.shards,
+    )
+    try:
+        plan.chunks()
+    except ValueError as error:
+        raise Damaged(name, "its bits don't fit its volume") from error
+    return plan

@@ -1,0 +1,52 @@
+"""A finished shard: the leaves that one mover built, and what it cost. First wins, a later pod adopts it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.repository.errors import ObjectConflict, ObjectMissing
+from orchestrator.repository.layout import Kind
+from orchestrator.repository.manifest import PointStats
+from orchestrator.repository.record import open_record, seal_record
+from orchestrator.repository.vault import Vault
+
+
+class _ShardDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    number: int
+    volume_size: int
+    stats: PointStats
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """One shard's part of the chunk map. `updates` is what `mapbuilder` made, opaque to others."""
+
+    number: int
+    volume_size: int
+    """Bytes of the device as the mover saw it; all shards of a point must agree."""
+    stats: PointStats
+    updates: bytes
+
+
+async def put_shard(vault: Vault, intent_id: str, shard: Shard) -> Shard:
+    """Say that a shard is finished (its packs and pages are in the store) and return what counts: the first put."""
+    name = vault.names.shard(intent_id, shard.number)
+    document = _ShardDocument(number=shard.number, volume_size=shard.volume_size, stats=shard.stats)
+    try:
+        await vault.store.put_new(name, seal_record(vault, Kind.SHARD, name, document, shard.updates))
+    except ObjectConflict:
+        stored = await open_shard(vault, intent_id, shard.number)
+        if stored is None:
+            raise
+        return stored
+    return shard
+
+
+async def open_shard(vault: Vault, intent_id: str, number: int) -> Shard | None:
+    """Read a finished shard, None when nobody finished it yet; Damaged."""
+    name = vault.names.shard(intent_id, number)
+    try:
+        data = await vault.store.get(name)
+    except ObjectMissing:
+        return None
+    document, updates = open_record(vault, Kind.SHARD, name, data, _ShardDocument)
+    return Shard(number=document.number, volume_size=document.volume_size, stats=document.stats, updates=updates)

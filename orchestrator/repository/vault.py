@@ -1,0 +1,76 @@
+"""One namespace's keys and prefix: what every function of this room that touches a point takes.
+
+A mover has a `Vault` and never a `Repository`: it can't reach another namespace's keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.repository.crypto import Bytes, Header, ObjectCipher
+from orchestrator.repository.errors import Damaged
+from orchestrator.repository.keys import NamespaceIdentity, NamespaceKeys
+from orchestrator.repository.layout import Kind, Names, ObjectRef
+from orchestrator.repository.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """A namespace's part of a repository. Cheap; holds keys, so `repr` says only whose."""
+
+    store: Store
+    keys: NamespaceKeys = field(repr=False)
+    names: Names = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", Names(self.keys.namespace_id))
+
+    @classmethod
+    def from_mover(cls, store: Store, keys: NamespaceKeys) -> Vault:
+        """Make a vault from what a mover was given."""
+        return cls(store, keys)
+
+    @property
+    def repository_id(self) -> str:
+        """Return the repository's id, 32 hex digits."""
+        return self.keys.repository_id
+
+    @property
+    def namespace_id(self) -> str:
+        """Return the namespace's id in this repository, 32 hex digits."""
+        return self.keys.namespace_id
+
+    @property
+    def namespace(self) -> NamespaceIdentity:
+        """Return whose points these are."""
+        return self.keys.namespace
+
+    def new_cipher(self, kind: Kind, name: str, ref: ObjectRef | None = None) -> ObjectCipher:
+        """Start a new object under the current epoch; a pack's or map object's id is the random part of its name."""
+        return ObjectCipher.new(self.keys.current, kind, name, ref.random if ref else None)
+
+    def cipher_for(self, kind: Kind, ref: ObjectRef, slot: int, sealed: Bytes) -> ObjectCipher:
+        """Open a pack or map object without its header; with several epochs, the one that opens this frame.
+
+        When none opens it, the newest: opening the frame then says Damaged.
+        """
+        name = self.names.pack(ref) if kind is Kind.PACK else self.names.map(ref)
+        epochs = sorted(self.keys.data_keys, reverse=True)
+        ciphers = [ObjectCipher.known(self.keys.epoch(number), kind, name, ref.random) for number in epochs]
+        for cipher in ciphers[: len(ciphers) if len(ciphers) > 1 else 0]:
+            try:
+                cipher.open(slot, sealed)
+            except Damaged:
+                continue
+            return cipher
+        return ciphers[0]
+
+    def cipher(self, kind: Kind, name: str, head: Bytes) -> ObjectCipher:
+        """Open an object that exists, from its first 64 bytes, under the epoch it names."""
+        header = Header.parse(name, head)
+        if header.epoch not in self.keys.data_keys:
+            raise Damaged(name, f"it names key epoch {header.epoch}, which this namespace doesn't have")
+        key = self.keys.epoch(header.epoch)
+        if header.check != key.check:
+            raise Damaged(name, "it was sealed with another key, or its header was altered")
+        return ObjectCipher.of(key, kind, name, head)
