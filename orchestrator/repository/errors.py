@@ -151,7 +151,7 @@ class Damaged(Terminal):
 
     reason: ClassVar[str] = "Damaged"
     remedy: ClassVar[str] = (
-        "Run `tidemark verify --full`: it names the points that are hurt; the next backup heals the rest."
+        "Run `tidemark verify --full`: it names the points that are hurt; the next backup heals what it can."
     )
 
     def __init__(self, key: str, what: str) -> None:

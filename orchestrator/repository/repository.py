@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
+from orchestrator.clock import Clock
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity
 from orchestrator.repository.store import Store
 from orchestrator.repository.vault import Vault as Vault
@@ -21,7 +20,7 @@ class Repository:
         raise AssertionError
 
     @classmethod
-    async def open_or_create(cls, store: Store, master: MasterKey, *, now: datetime) -> Repository:
+    async def open_or_create(cls, store: Store, master: MasterKey, *, clock: Clock | None = None) -> Repository:
         """Open, or make a new one where nothing is; proves conditional put first. Also ConditionalPutMissing."""
         raise AssertionError
 
