@@ -82,9 +82,9 @@ class AccountTokens:
             if audience in await self._api_audiences():
                 raise TokenRefused(f"The audience {audience!r} is the API server's own")
             known = self._tokens.get(audience)
-            if known is not None and not fresh:
-                if known.expires_at - self._clock.now() >= timedelta(seconds=min_ttl_s):
-                    return known
+            enough = timedelta(seconds=min_ttl_s)
+            if known is not None and not fresh and known.expires_at - self._clock.now() >= enough:
+                return known
             value, expires_at = await self._client.create_token(
                 self._account, self._namespace, audience=audience, expiration_s=EXPIRATION_S, bound=self._bound
             )
