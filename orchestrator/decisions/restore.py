@@ -19,7 +19,7 @@ from typing import Literal
 
 from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim
 from orchestrator.api.mover import MoverOutcome
-from orchestrator.api.tidemark.fields import LABEL_RESTORE_UID
+from orchestrator.api.tidemark.fields import LABEL_RESTORED_BY
 from orchestrator.api.tidemark.restore import Restore, RestorePhase
 
 FINAL = frozenset({RestorePhase.COMPLETED, RestorePhase.FAILED, RestorePhase.CANCELLED})
@@ -29,7 +29,7 @@ FINAL = frozenset({RestorePhase.COMPLETED, RestorePhase.FAILED, RestorePhase.CAN
 class MoverSeen:
     """What is known of the filling Job."""
 
-    state: Literal["missing", "pending", "running", "succeeded", "failed"] = "missing"
+    state: Literal["missing", "pending", "running", "succeeded", "failed", "deleting"] = "missing"
     outcome: MoverOutcome | None = None
     message: str = ""
 
@@ -245,6 +245,8 @@ def _mover(seen: RestoreSeen) -> Step:
             return StartMover()
         case "pending" | "running":
             return Follow()
+        case "deleting":
+            return RemoveMover()
         case "succeeded":
             return RecordFilled(mover.outcome.sha256 if mover.outcome else "")
         case "failed":
@@ -258,7 +260,7 @@ def _mover(seen: RestoreSeen) -> Step:
 
 def ours(restore: Restore, claim: PersistentVolumeClaim) -> bool:
     """Return whether a claim was made by this restore."""
-    return claim.metadata.labels.get(LABEL_RESTORE_UID) == restore.uid
+    return claim.metadata.labels.get(LABEL_RESTORED_BY) == restore.uid
 
 
 def _target_exists(seen: RestoreSeen) -> Abort:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.api.foreign.core import RawPersistentVolume
-from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_RESTORE_UID, MANAGED_BY
+from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_RESTORED_BY, MANAGED_BY
 from orchestrator.decisions.restore import ANNOTATION_RECLAIM
 
 _KEPT_ANNOTATIONS = (
@@ -62,7 +62,7 @@ def build_volume(
         "kind": "PersistentVolume",
         "metadata": {
             "name": name,
-            "labels": {LABEL_RESTORE_UID: restore_uid, LABEL_MANAGED_BY: MANAGED_BY},
+            "labels": {LABEL_RESTORED_BY: restore_uid, LABEL_MANAGED_BY: MANAGED_BY},
             "annotations": annotations | {ANNOTATION_RECLAIM: reclaim_policy},
         },
         "spec": spec,
@@ -89,7 +89,7 @@ def build_claim(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": own | {LABEL_RESTORE_UID: restore_uid},
+            "labels": own | {LABEL_RESTORED_BY: restore_uid},
             "annotations": _claim_annotations(annotations),
         },
         "spec": {
