@@ -47,7 +47,7 @@ class Placed(NamedTuple):
 class FooterEntry(NamedTuple):
     """One line of a pack's footer."""
 
-    index: int
+    chunk: int
     id: bytes
     slot: int
     length: int
