@@ -87,6 +87,7 @@ class Lease:
         self._loss_lock = threading.Lock()
         self._ended: asyncio.Future[None] | None = None
         self._home: asyncio.AbstractEventLoop | None = None
+        self._asked_to_stop = False
         self._thread_stop: Callable[[], None] | None = None
         self._thread_loop: asyncio.AbstractEventLoop
         self.acquired = asyncio.Event()
@@ -117,6 +118,7 @@ class Lease:
         try:
             await asyncio.shield(self._ended)
         finally:
+            self._asked_to_stop = True
             stop = self._thread_stop
             if stop is not None and thread.is_alive():
                 with contextlib.suppress(RuntimeError):  # its loop has just ended
@@ -161,6 +163,8 @@ class Lease:
         stop = asyncio.Event()
         self._thread_loop = asyncio.get_running_loop()
         self._thread_stop = stop.set
+        if self._asked_to_stop:  # before there was a loop to tell
+            return
         async with await self._connect(timeout_s=self._renew_s / 2) as client:
             held = await self._acquire(client, stop)
             if held is None:
