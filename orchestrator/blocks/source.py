@@ -44,6 +44,7 @@ class Source:
         self.path = path
         self.size = size
         self.direct = direct
+        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
 
     @classmethod
     def open(cls, path: str | Path, *, expected_size: int | None = None, direct: bool | None = None) -> Source:
@@ -107,19 +108,22 @@ class Source:
 
     def allocated(self) -> Iterator[tuple[int, int]]:
         """Yield `(offset, length)` of what is not a hole; the whole volume where the kernel can't tell."""
-        offset = 0
-        while offset < self.size:
+        return self.data_ranges(0, self.size)
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield `(offset, length)` of what is not a hole within `[start, end)`."""
+        offset, end = start, min(end, self.size)
+        while offset < end:
             try:
-                start = os.lseek(self._fd, offset, os.SEEK_DATA)
+                first = os.lseek(self._fd, offset, os.SEEK_DATA)
             except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                yield offset, self.size - offset
+                if error.errno != errno.ENXIO:
+                    yield offset, end - offset
                 return
-            end = min(os.lseek(self._fd, start, os.SEEK_HOLE), self.size)
-            if end > start:
-                yield start, end - start
-            offset = max(end, start + 1)
+            stop = min(os.lseek(self._fd, first, os.SEEK_HOLE), end)
+            if stop > first:
+                yield first, stop - first
+            offset = max(stop, first + 1)
 
     def close(self) -> None:
         """Close the descriptor."""

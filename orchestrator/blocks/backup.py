@@ -1,0 +1,294 @@
+"""Copy one shard of a planned recovery point from a volume into the repository, and commit the point.
+
+Reads only the plan's chunks, with many threads, in flat memory; the event loop serves the store. Killed at any line
+and started again it finds the packs of its earlier tries and copies the rest. Nothing is committed before everything
+that it needs is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from orchestrator.blocks.copying import Reader, Result, Shop, Work
+from orchestrator.blocks.crew import Channel, Crew, Sequence
+from orchestrator.blocks.equal import EqualChunks, Place, record
+from orchestrator.blocks.errors import PlanMismatch
+from orchestrator.blocks.plan import add_resized
+from orchestrator.blocks.source import Source
+from orchestrator.blocks.tally import Tallies
+from orchestrator.blocks.throttle import Throttle
+from orchestrator.blocks.units import UNIT_BYTES, Unit, cut
+from orchestrator.extents import ChunkSet
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.damage import load_damage
+from orchestrator.repository.errors import ShardsMissing
+from orchestrator.repository.intent import Intent, open_intent
+from orchestrator.repository.layout import LEAF_CHUNKS, ObjectRef
+from orchestrator.repository.manifest import PointRef, PointStats, open_manifest
+from orchestrator.repository.mapbuilder import ShardBuilder
+from orchestrator.repository.pack import Entry, read_footer
+from orchestrator.repository.packwriter import PackWriter
+from orchestrator.repository.plan import Plan, open_plan, shard_range
+from orchestrator.repository.point import commit, committed
+from orchestrator.repository.salvage import Salvage, salvage
+from orchestrator.repository.shard import Shard, open_shard, put_shard
+from orchestrator.repository.vault import Vault
+
+LOOKUP_CHUNKS = 1024
+"""Chunks whose base entries are looked up at once: few requests, bounded memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyOptions:
+    """How hard to work."""
+
+    readers: int = 4
+    bandwidth_limit: int | None = None
+    """Bytes per second read from the volume."""
+    equal_chunks: bool = True
+    """Store equal chunks of the point once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a backup came to."""
+
+    shard: Shard
+    point: PointRef | None
+    """None: other shards aren't finished yet; whoever finishes the last one commits."""
+
+
+async def backup(
+    vault: Vault,
+    intent_id: str,
+    device: str | Path,
+    *,
+    shard: int = 0,
+    options: CopyOptions | None = None,
+    tallies: Tallies | None = None,
+) -> Copied | PointRef:
+    """Copy a shard, then commit the point if it was the last. A point committed already is returned at once.
+
+    Cancelling stops in bounded time and leaves what is stored for the next try. Raises what the store, the device or
+    the repository has against it, as one typed error.
+    """
+    tallies = tallies or Tallies()
+    done = await committed(vault, intent_id)
+    if done is not None:
+        return done
+    finished = await open_shard(vault, intent_id, shard)
+    if finished is None:
+        finished = await copy_shard(vault, intent_id, device, shard, options or CopyOptions(), tallies)
+    with suppress(ShardsMissing):
+        return Copied(finished, await commit(vault, intent_id))
+    return Copied(finished, None)
+
+
+async def copy_shard(
+    vault: Vault, intent_id: str, device: str | Path, number: int, options: CopyOptions, tallies: Tallies
+) -> Shard:
+    """Copy one shard and put its record; return the record that counts (another pod's, if that was first)."""
+    started = time.perf_counter()
+    intent, plan = await open_intent(vault, intent_id), await open_plan(vault, intent_id)
+    if not 0 <= number < plan.shards:
+        raise PlanMismatch(f"shard {number} of a plan with {plan.shards}")
+    with Source.open(device, expected_size=plan.record.volume_size) as source:
+        copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies)
+        tallies.new().add_seconds("open", time.perf_counter() - started)
+        shard = await copier.copy()
+    return await put_shard(vault, intent_id, shard)
+
+
+class _Copier:
+    """One shard on its way."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        plan: Plan,
+        chunks: ChunkSet,
+        source: Source,
+        number: int,
+        options: CopyOptions,
+        tallies: Tallies,
+        known: MapReader | None,
+        found: Salvage,
+    ) -> None:
+        record = plan.record
+        self._vault, self._plan, self._chunks, self._known, self._found = vault, plan, chunks, known, found
+        self._tallies, self._options, self._number = tallies, options, number
+        self._first, self._stop = shard_range(chunks.chunk_count, plan.shards, number)
+        self._loop = asyncio.get_running_loop()
+        self._tally = tallies.new()
+        self._builder = ShardBuilder(
+            vault,
+            record.point_id,
+            volume_size=record.volume_size,
+            chunk_size=record.chunk_size,
+            base=known if plan.mode == "delta" else None,
+            number=number,
+            shards=plan.shards,
+        )
+        self._packs = PackWriter(vault, record.point_id, self._loop)
+        self._crew = Crew("the backup")
+        self._abort: Future[None] | None = None
+        window = options.readers * 4
+        self._shop = Shop(
+            source=source,
+            chunk_size=record.chunk_size,
+            keys=vault.keys,
+            throttle=Throttle(options.bandwidth_limit, wait=self._crew.pause),
+            equal=EqualChunks(self._planned_chunks(), self._recall) if options.equal_chunks else None,
+            packs=self._packs,
+            todo=Channel(self._crew, window),
+            done=Sequence(self._crew, window),
+            unit_bytes=UNIT_BYTES,
+        )
+
+    @classmethod
+    async def prepare(
+        cls,
+        vault: Vault,
+        intent: Intent,
+        plan: Plan,
+        source: Source,
+        number: int,
+        options: CopyOptions,
+        tallies: Tallies,
+    ) -> _Copier:
+        """Open what the intent builds on, and find what earlier tries left."""
+        known, chunks = None, plan.chunks()
+        ref = intent.base if plan.mode == "delta" else intent.compare
+        if plan.mode == "delta" and ref is None:
+            raise PlanMismatch("a delta without a base")
+        if ref is not None:
+            manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+            if manifest.root.chunk_size == plan.record.chunk_size:
+                known = MapReader(vault, manifest.root, avoid=await load_damage(vault))
+            elif plan.mode == "delta":
+                raise PlanMismatch("a delta in another chunk size than its base")
+            if plan.mode == "delta":
+                add_resized(chunks, manifest.root.volume_size)
+        found = await salvage(vault, plan.record.point_id)
+        return cls(vault, plan, chunks, source, number, options, tallies, known, found)
+
+    def _planned_chunks(self) -> int:
+        return sum(stop - first for first, stop in self._chunks.runs(self._first, self._stop))
+
+    def _planned_bytes(self) -> int:
+        size, volume = self._chunks.chunk_size, self._chunks.volume_size
+        runs = self._chunks.runs(self._first, self._stop)
+        return sum(min(stop * size, volume) - first * size for first, stop in runs)
+
+    async def copy(self) -> Shard:
+        """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
+        self._tallies.total_bytes = self._planned_bytes()
+        self._crew.add("feeder", self._feed)
+        self._crew.add("mapper", self._map)
+        for number in range(self._options.readers):
+            self._crew.add(f"reader-{number}", Reader(self._shop, self._tallies.new()).run)
+        self._crew.watch(self._stop_uploads)
+        try:
+            await self._crew.run()
+            with self._tally.stage("upload"):
+                await self._packs.finish()
+        except BaseException:  # cancelled or failed: no upload may outlive this call
+            with suppress(asyncio.CancelledError):
+                await self._packs.abort()
+            raise
+        with self._tally.stage("map"):
+            return await self._builder.finish(self._stats())
+
+    def _stop_uploads(self) -> None:
+        self._abort = asyncio.run_coroutine_threadsafe(self._packs.abort(), self._loop)
+
+    def _feed(self) -> None:
+        """Hand out units with what the base has there. Runs in its own thread."""
+        units = cut(self._chunks.runs(self._first, self._stop), self._plan.record.chunk_size, skip=self._salvaged)
+        count = 0
+        while batch := list(self._batch(units)):
+            known: dict[int, Entry] = {}
+            if self._known is not None:
+                with self._tally.stage("lookup"):
+                    known = self._crew.call(self._known.lookup([i for unit in batch for i in unit.indexes()]))
+            for unit in batch:
+                self._shop.done.admit(unit.number)
+                self._shop.todo.put(Work(unit, [known.get(index) for index in unit.indexes()]))
+            count += len(batch)
+        self._shop.todo.close()
+        self._shop.done.end(count)
+
+    def _batch(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        most = 1 if self._known is None else max(1, LOOKUP_CHUNKS * self._plan.record.chunk_size // UNIT_BYTES)
+        return islice(units, most)
+
+    def _salvaged(self, index: int) -> bool:
+        """Say whether an earlier try stored this chunk; if so it goes into the map now."""
+        entry = self._found.get(index)
+        if entry is None:
+            return False
+        self._set(index, entry)
+        self._tally.chunks_reused += 1
+        self._tally.done += self._plan.record.chunk_size
+        self._tally.changed += self._plan.record.chunk_size
+        return True
+
+    def _map(self) -> None:
+        """Put results into the map in order of index, and write pages that are complete. Runs in its own thread."""
+        flushed = self._first
+        while (results := self._shop.done.take()) is not None:
+            for index, result in results:
+                entry = self._settled(result)
+                if entry is None:
+                    self._builder.clear(index)
+                else:
+                    self._set(index, entry)
+            after = results[-1][0] + 1
+            if after // LEAF_CHUNKS > flushed // LEAF_CHUNKS:
+                with self._tally.stage("map"):
+                    self._crew.call(self._builder.flush_below(after))
+                flushed = after
+
+    def _settled(self, result: Result) -> Entry | None:
+        if not isinstance(result, Place):
+            return result
+        while result.entry is None:  # another thread is sealing the first copy this very moment
+            self._crew.pause(0.0005)
+        return result.entry
+
+    def _set(self, index: int, entry: Entry) -> None:
+        self._builder.set(index, entry.id, entry.pack, entry.slot, entry.length, entry.codec)
+
+    def _recall(self, ref: ObjectRef) -> bytes | None:
+        """Return the records of a pack that this point stored; None while it is still on its way."""
+        return self._crew.call(self._read_records(ref))
+
+    async def _read_records(self, ref: ObjectRef) -> bytes | None:
+        info = await self._vault.store.head(self._vault.names.pack(ref))
+        if info is None:
+            return None
+        footer = await read_footer(self._vault, ref, info.size)
+        return b"".join(record(one.slot, one.id, one.length, one.codec) for one in footer)
+
+    def _stats(self) -> PointStats:
+        total, plan = self._tallies.sum(), self._plan
+        return PointStats(
+            volume=plan.record.volume_size,
+            allocated=self._tallies.total_bytes if plan.mode != "delta" else 0,
+            changed=total.changed,
+            read=total.read,
+            uploaded=self._packs.bytes,
+            chunks_read=total.chunks_read,
+            chunks_zero=total.chunks_zero,
+            chunks_reused=total.chunks_reused,
+            chunks_stored=total.chunks_stored,
+            packs=self._packs.packs,
+            seconds={stage: round(seconds, 6) for stage, seconds in total.seconds.items()},
+        )

@@ -1,0 +1,183 @@
+"""Write a recovery point to a target, chunk by chunk, and read it back.
+
+Every chunk is checked before it is written: it opens only at its place in its pack, its id is the one that the
+authenticated map has at its index, its length is what the volume has there. Holes stay holes where the target is
+known to be zero and are forced to zero elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from orchestrator.blocks.crew import Channel, Crew
+from orchestrator.blocks.tally import Tallies, Tally
+from orchestrator.blocks.target import Target
+from orchestrator.blocks.throttle import Throttle
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.errors import Damaged
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.manifest import Manifest
+from orchestrator.repository.pack import Entry
+from orchestrator.repository.packreader import PackReader, Sealed
+from orchestrator.repository.vault import Vault
+
+GROUP_BYTES = 16 << 20
+"""Sealed bytes that one thread fetches at once: chunks that lie together in a pack come in one request."""
+GROUP_CHUNKS = 1024
+ZERO_STEP = 1 << 30
+"""Bytes forced to zero between two looks at whether to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """How hard to work."""
+
+    writers: int = 4
+    bandwidth_limit: int | None = None
+    """Bytes per second written to the target."""
+
+
+Group = dict[Entry, list[int]]
+"""Chunks to fetch together, and the indexes where each belongs (equal chunks are stored once)."""
+
+
+async def write_point(
+    vault: Vault,
+    manifest: Manifest,
+    target: Target,
+    options: RestoreOptions | None = None,
+    tallies: Tallies | None = None,
+) -> Tally:
+    """Write a whole point to the target and sync it; return what it cost.
+
+    The target is at least as large as the volume was (`Target.open` refuses others); what is beyond is zeroed. Raises
+    Damaged, ObjectMissing (a chunk is gone), TargetFull, store errors. A target that failed half-way holds garbage.
+    """
+    tallies = tallies or Tallies()
+    tallies.total_bytes = manifest.root.volume_size
+    await _Writing(vault, manifest, target, options or RestoreOptions(), tallies).run()
+    tally = tallies.new()
+    with tally.stage("sync"):
+        await asyncio.to_thread(target.finish)
+    return tallies.sum()
+
+
+class _Writing:
+    """One restore on its way."""
+
+    def __init__(
+        self, vault: Vault, manifest: Manifest, target: Target, options: RestoreOptions, tallies: Tallies
+    ) -> None:
+        root = manifest.root
+        self._size, self._chunk = root.volume_size, root.chunk_size
+        self._map = MapReader(vault, root)
+        self._packs = PackReader(vault, root.chunk_size)
+        self._target, self._tallies = target, tallies
+        self._tally = tallies.new()
+        self._crew = Crew("the restore")
+        self._todo: Channel[Group] = Channel(self._crew, 1)
+        self._throttle = Throttle(options.bandwidth_limit, wait=self._crew.pause)
+        self._vault = vault
+        self._crew.add("feeder", self._feed)
+        for number in range(options.writers):
+            self._crew.add(f"writer-{number}", _Writer(self, tallies.new()).run)
+
+    async def run(self) -> None:
+        await self._crew.run()
+
+    def _feed(self) -> None:
+        """Walk the map in order: hand out what to fetch, zero what lies between. Runs in its own thread."""
+        batches = self._map.batches()
+        cursor = 0
+        group: Group = {}
+        weight = chunks = 0
+        while (batch := self._crew.call(_next(batches))) is not None:
+            for index, entry in batch:
+                if index > cursor:
+                    self._zero(cursor * self._chunk, index * self._chunk)
+                cursor = index + 1
+                if entry not in group:
+                    group[entry] = []
+                    weight += entry.length
+                group[entry].append(index)
+                chunks += 1
+                if weight >= GROUP_BYTES or chunks >= GROUP_CHUNKS:
+                    self._todo.put(group)
+                    group, weight, chunks = {}, 0, 0
+        if group:
+            self._todo.put(group)
+        self._todo.close()
+        self._zero(min(cursor * self._chunk, self._size), self._target.size)
+
+    def _zero(self, start: int, end: int) -> None:
+        self._tally.done += max(min(end, self._size) - start, 0)
+        if self._target.known_zero:
+            return
+        with self._tally.stage("zero"):
+            for offset in range(start, end, ZERO_STEP):
+                self._crew.check()
+                self._target.zero(offset, min(ZERO_STEP, end - offset))
+
+    def fetch(self, group: Group) -> list[Sealed]:
+        """Fetch the group's sealed chunks, all packs at once."""
+        return self._crew.call(self._fetch(group))
+
+    async def _fetch(self, group: Group) -> list[Sealed]:
+        by_pack: dict[ObjectRef, list[Entry]] = {}
+        for entry in group:
+            by_pack.setdefault(entry.pack, []).append(entry)
+        fetches = [self._packs.fetch(pack, entries) for pack, entries in by_pack.items()]
+        found = await asyncio.gather(*fetches, return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return [sealed for one in found if not isinstance(one, BaseException) for sealed in one]
+
+    def put(self, sealed: Sealed, indexes: list[int], tally: Tally) -> None:
+        """Open one chunk and write it wherever it belongs."""
+        started = time.perf_counter()
+        plain = self._packs.open(sealed)
+        opened = time.perf_counter()
+        tally.add_seconds("open", opened - started)
+        for index in indexes:
+            offset = index * self._chunk
+            if len(plain) != min(self._chunk, self._size - offset):
+                raise Damaged(sealed.cipher.name, f"slot {sealed.slot} has not the length of chunk {index}")
+            self._throttle.take(len(plain))
+            self._target.write(offset, plain)
+            tally.written += len(plain)
+            tally.done += len(plain)
+        tally.add_seconds("write", time.perf_counter() - opened)
+
+
+class _Writer:
+    """One writer thread."""
+
+    def __init__(self, work: _Writing, tally: Tally) -> None:
+        self._work, self._tally = work, tally
+
+    def run(self) -> None:
+        """Fetch, open and write groups until there are no more."""
+        work, tally = self._work, self._tally
+        while (group := work._todo.get()) is not None:
+            with tally.stage("fetch"):
+                fetched = work.fetch(group)
+            for sealed in _consume(fetched):
+                work._crew.check()
+                tally.fetched += sealed.entry.length
+                tally.chunks_read += 1
+                work.put(sealed, group[sealed.entry], tally)
+
+
+def _consume(items: list[Sealed]) -> Iterator[Sealed]:
+    """Yield the items and let go of each, so that memory is freed while the group is written."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+async def _next(batches: AsyncIterator[list[tuple[int, Entry]]]) -> list[tuple[int, Entry]] | None:
+    return await anext(batches, None)

@@ -1,0 +1,101 @@
+"""Run the controller: what a cluster's Deployment starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Run the controller: what a cluster's Deployment starts.")
+
+
+@app.command()
+def controller(
+    kubeconfig: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KUBECONFIG",
+            metavar="FILE",
+            help="How to reach the cluster; without it the pod's service account, else ~/.kube/config.",
+        ),
+    ] = None,
+    context: Annotated[str | None, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = None,
+    namespace: Annotated[
+        str,
+        typer.Option(envvar="POD_NAMESPACE", metavar="NS", help="Where movers run and repository credentials live."),
+    ] = "tidemark-system",
+    metrics_address: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_METRICS_ADDRESS", metavar="HOST:PORT", help="Where /metrics, /healthz, /readyz are served."
+        ),
+    ] = "0.0.0.0:8080",
+    leader_elect: Annotated[
+        bool,
+        typer.Option(
+            envvar="TIDEMARK_LEADER_ELECT", help="Hold a Lease while working; only for experiments to go without."
+        ),
+    ] = True,
+    lease_duration: Annotated[
+        float,
+        typer.Option(envvar="TIDEMARK_LEASE_DURATION", metavar="SECONDS", min=2, help="How long a lease lasts."),
+    ] = 15.0,
+    resync: Annotated[
+        float,
+        typer.Option(envvar="TIDEMARK_RESYNC", metavar="SECONDS", min=1, max=60, help="Look at everything this often."),
+    ] = 60.0,
+    workers: Annotated[
+        int, typer.Option(envvar="TIDEMARK_WORKERS", min=1, max=64, help="Reconciles at once, per kind.")
+    ] = 8,
+    max_movers: Annotated[
+        int, typer.Option(envvar="TIDEMARK_MAX_MOVERS", min=1, max=1024, help="Movers at once, in all.")
+    ] = 4,
+    mover_image: Annotated[
+        str, typer.Option(envvar="TIDEMARK_MOVER_IMAGE", metavar="IMAGE", help="The image that mover pods run.")
+    ] = "tidemark",
+    mover_service_account: Annotated[
+        str, typer.Option(envvar="TIDEMARK_MOVER_SERVICE_ACCOUNT", metavar="NAME", help="What mover pods run as.")
+    ] = "tidemark-mover",
+    mover_run_as_user: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEMARK_MOVER_RUN_AS_USER",
+            min=0,
+            help="UID of mover pods; 0 because most runtimes give a block device to root only.",
+        ),
+    ] = 0,
+    service_account: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_SERVICE_ACCOUNT", metavar="NAME", help="The account whose tokens the CBT services get."
+        ),
+    ] = "tidemark-controller",
+    log_level: Annotated[
+        str, typer.Option(envvar="TIDEMARK_LOG_LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Watch policies and keep volumes recoverable, until SIGTERM.
+
+    Every option can also be given by the environment variable beside it. Ends with 0 after SIGTERM, 65 when it can't
+    work until somebody changes something, 75 when it is to be started again.
+    """
+    from orchestrator import app as house
+    from orchestrator.config import Settings
+
+    settings = Settings(
+        namespace=namespace,
+        service_account=service_account,
+        mover_image=mover_image,
+        mover_run_as_user=mover_run_as_user,
+        mover_service_account=mover_service_account,
+        max_movers=max_movers,
+        workers=workers,
+        resync_s=resync,
+        lease_duration_s=lease_duration,
+        lease_renew_s=lease_duration * 2 / 3,
+        metrics_address=metrics_address,
+        leader_elect=leader_elect,
+    )
+    asyncio.run(house.run(settings, kubeconfig=kubeconfig, kube_context=context))

@@ -1,0 +1,39 @@
+"""`tidemark mover maintain`: sweep what nothing in one namespace reaches any more."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from orchestrator.api.mover import MoverConfig, MoverOutcome, Progress
+from orchestrator.clock import SystemClock
+from orchestrator.fence import OpenFence
+from orchestrator.mover.arguments import Arguments
+from orchestrator.mover.report import Reporter, log
+from orchestrator.mover.vault import opened_vault
+from orchestrator.repository.maintenance import plan_sweep, sweep
+
+
+async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
+    """Run one sweep. It needs no lease: whatever runs at the same time can't be harmed (docs/repository-format.md)."""
+    seen = [0]
+    reporter.watch(lambda: Progress(stage="sweeping", done=seen[0]))
+
+    def note(objects: int) -> None:
+        seen[0] = objects
+
+    async with opened_vault(config) as vault:
+        plan = await plan_sweep(
+            vault,
+            now=SystemClock().now(),
+            grace=timedelta(seconds=config.grace_s),
+            intent_age=timedelta(seconds=config.intent_age_s),
+            progress=note,
+        )
+        result = await sweep(vault, plan, OpenFence())
+    log.info("deleted %d objects with %d bytes", result.deleted_objects, result.deleted_bytes)
+    reporter.watch(lambda: Progress(stage="done", done=result.deleted_objects))
+    return MoverOutcome(
+        ok=True,
+        message=f"deleted {result.deleted_objects} objects with {result.deleted_bytes} bytes, "
+        f"{result.candidates} candidates wait, {result.cancelled_intents} old intents ended",
+    )

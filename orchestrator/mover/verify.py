@@ -1,0 +1,35 @@
+"""`tidemark mover verify`: prove what one namespace holds, and write down what is damaged."""
+
+from __future__ import annotations
+
+from orchestrator.api.mover import MoverConfig, MoverOutcome, Progress
+from orchestrator.mover.arguments import Arguments
+from orchestrator.mover.report import Reporter, log
+from orchestrator.mover.vault import opened_vault
+from orchestrator.repository.verify import Depth, verify
+
+
+async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
+    """Run one verification at the depth that the configuration asks for."""
+    state = [0, 0]
+    reporter.watch(lambda: Progress(stage="verifying", done=state[0], total=state[1]))
+
+    def note(done: int, total: int) -> None:
+        state[:] = done, total
+
+    depth: Depth = "quick" if config.sample <= 0 else "full" if config.sample >= 1 else config.sample
+    async with opened_vault(config) as vault:
+        report = await verify(vault, depth=depth, progress=note)
+    for finding in report.findings:
+        log.error("%s: %s; hurts %d points", finding.key, finding.what, len(finding.points))
+    reporter.watch(lambda: Progress(stage="done", done=state[1], total=state[1]))
+    what = f"{report.points} points, {report.pages} pages, {report.chunks} chunks"
+    if report.ok:
+        return MoverOutcome(ok=True, message=what, read=report.bytes_read)
+    first = report.findings[0]
+    return MoverOutcome(
+        ok=False,
+        reason="Damaged",
+        message=f"{len(report.findings)} damaged objects in {what}; first: {first.key}: {first.what}",
+        read=report.bytes_read,
+    )
