@@ -15,6 +15,7 @@ from orchestrator.api.foreign.core import Event, PersistentVolume, PersistentVol
 from orchestrator.api.foreign.snapshot import SNAPSHOT_GROUP
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, MANAGED_BY
 from orchestrator.config import Settings
+from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import NotFound
 from orchestrator.volumes.ownership import OWNER_LABELS, create_ours, owner_of
@@ -79,11 +80,12 @@ async def ensure(client: Client, claim: Claim, settings: Settings) -> Persistent
     return await create_ours(client, PersistentVolumeClaim, build(claim, settings), fits)
 
 
-async def look(client: Client, name: str, settings: Settings) -> ClaimSeen:
-    """Return how the claim and its volume stand, read from the API server."""
+async def look(client: Client, caches: Caches, name: str, settings: Settings) -> ClaimSeen:
+    """Return how the claim and its volume stand, read from the API server; what was read goes into `caches`."""
     pvc = await client.find(PersistentVolumeClaim, name, settings.namespace)
     if pvc is None:
         return ClaimSeen("missing")
+    caches.learn(pvc)
     pv = await client.find(PersistentVolume, pvc.spec.volume_name) if pvc.spec.volume_name else None
     if pvc.deleting:
         return ClaimSeen("deleting", pvc, pv)

@@ -8,7 +8,7 @@ Secret's content in a log; an outcome believed over what is in the repository.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -25,6 +25,7 @@ from orchestrator.api.mover import (
 )
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_TASK, MANAGED_BY
 from orchestrator.config import Settings
+from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import Invalid, NotFound, Unavailable
 from orchestrator.volumes.ownership import create_ours, owner_of
@@ -36,7 +37,7 @@ GRACE_S = 30
 """Seconds a mover gets to stop after SIGTERM."""
 CONTAINER = "mover"
 
-State = Literal["missing", "pending", "running", "succeeded", "failed", "deleting"]
+State = Literal["missing", "pending", "running", "succeeded", "failed"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class JobSeen:
     message: str = ""
     """Why it is pending, or how it failed, in words."""
     attempt: int = 0
+    deleting: bool = False
     uid: str = ""
 
 
@@ -175,24 +177,23 @@ async def ensure(client: Client, job: MoverJob, settings: Settings) -> Job:
     return await create_ours(client, Job, build(job, settings))
 
 
-async def look(client: Client, name: str, settings: Settings) -> JobSeen:
-    """Return how the Job stands, read from the API server and not from a cache: outcomes decide about retries."""
+async def look(client: Client, caches: Caches, name: str, settings: Settings) -> JobSeen:
+    """Return how the Job stands, read from the API server: a stale outcome would start a mover too many.
+
+    What was read goes into `caches`, for others that decide from them.
+    """
     job = await client.find(Job, name, settings.namespace)
     if job is None:
         return JobSeen("missing")
+    caches.learn(job)
     pod = _newest(await _pods(client, name, settings), job.uid)
     attempt = _attempt(job.metadata.annotations)
-    base = JobSeen(_state(job, pod), attempt=attempt, uid=job.uid)
+    base = JobSeen(_state(job, pod), attempt=attempt, deleting=job.deleting, uid=job.uid)
     if pod is None:
-        return _with(base, message=_job_words(job))
+        return replace(base, message=_job_words(job))
     outcome, words = _ending(pod)
-    return _with(
-        base,
-        pod=pod.name,
-        node=pod.spec.node_name,
-        outcome=outcome,
-        message=words or _job_words(job),
-    )
+    words = words or _job_words(job)
+    return replace(base, pod=pod.name, node=pod.spec.node_name, outcome=outcome, message=words)
 
 
 async def progress(client: Client, seen: JobSeen, settings: Settings) -> Progress | None:
@@ -249,8 +250,6 @@ def _newest(pods: list[Pod], job_uid: str) -> Pod | None:
 
 
 def _state(job: Job, pod: Pod | None) -> State:
-    if job.deleting:
-        return "deleting"
     if job.complete:
         return "succeeded"
     if job.failed:
@@ -293,9 +292,3 @@ def _job_words(job: Job) -> str:
 def _attempt(annotations: Mapping[str, str]) -> int:
     text = annotations.get(ANNOTATION_ATTEMPT, "")
     return int(text) if text.isdecimal() else 1
-
-
-def _with(
-    seen: JobSeen, *, message: str, pod: str = "", node: str = "", outcome: MoverOutcome | None = None
-) -> JobSeen:
-    return JobSeen(seen.state, pod, node, outcome, message, seen.attempt, seen.uid)
