@@ -1,0 +1,175 @@
+"""Watch: everything that happens to a kind's objects from one revision on, as one JSON line per event.
+
+An object that moves into a selector is ADDED and one that moves out is DELETED, whatever really happened to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from orchestrator.sandbox.apiserver.calls import Call
+from orchestrator.sandbox.apiserver.conversion import present
+from orchestrator.sandbox.apiserver.objects import Obj
+from orchestrator.sandbox.apiserver.reading import Page, reached, revision, selection
+from orchestrator.sandbox.apiserver.selectors import Predicate
+from orchestrator.sandbox.apiserver.status import ApiError, bad_request, expired
+from orchestrator.sandbox.apiserver.store import Change, Store
+
+_encode = msgspec.json.Encoder().encode
+#: A watcher that is this many events behind is cut off, as the watch cache does.
+_MAX_BEHIND = 10_000
+#: Turns an object into what goes out: itself, or a Table with one row.
+Render = Callable[[Obj], Obj]
+
+
+class Watch:
+    """One watch request; iterate `lines()` for the response body."""
+
+    def __init__(self, store: Store, call: Call, render: Render, bookmark_every_s: float = 60.0) -> None:
+        self._table = store.table(call.kind.storage)
+        self._store, self._call, self._render = store, call, render
+        self._matches: Predicate = selection(call)
+        self._pending: deque[Change] = deque()
+        self._arrived = asyncio.Event()
+        self._every_s = bookmark_every_s
+        self._bookmarks = call.info.flag("allowWatchBookmarks")
+        self._rv = store.rv
+        self._overrun = False
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """Yield encoded events until the watch's time is over."""
+        asked = self._call.info.number("timeoutSeconds")
+        deadline = time.monotonic() + (asked if asked else random.uniform(1800, 3600))  # noqa: S311 - spreads load only
+        try:
+            await self._subscribe()
+            for line in self._first():
+                yield line
+            async for line in self._live(deadline):
+                yield line
+        except ApiError as error:
+            yield self._event("ERROR", error.status())
+        finally:
+            if self._take in self._table.listeners:
+                self._table.listeners.remove(self._take)
+
+    async def _subscribe(self) -> None:
+        wanted = revision(self._call)
+        if wanted:
+            await reached(self._store, wanted)
+            if wanted < self._table.floor:
+                raise expired(f"too old resource version: {wanted} ({self._table.floor})")
+        self._table.listeners.append(self._take)
+        self._rv = self._store.rv
+
+    def _take(self, change: Change) -> None:
+        if len(self._pending) >= _MAX_BEHIND:
+            self._overrun = True
+        else:
+            self._pending.append(change)
+        self._arrived.set()
+
+    def _first(self) -> list[bytes]:
+        """Return the state at the start, or the history since the asked revision."""
+        wanted = revision(self._call)
+        initial = self._call.info.query.get("sendInitialEvents", "").lower()
+        lines: list[bytes] = []
+        if initial == "true" or (not initial and not wanted):
+            found = self._store.all(self._call.kind.storage, self._call.namespace)
+            lines = [self._event("ADDED", self._shown(o)) for o in found if self._matches(o)]
+            if initial == "true":
+                annotation = {"k8s.io/initial-events-end": "true"}
+                lines.append(self._event("BOOKMARK", self._bookmark(annotation)))
+            return lines
+        if wanted:
+            since = [c for c in self._table.changes if c.rv > wanted]
+            return [line for c in since for line in self._translate(c)]
+        return lines
+
+    async def _live(self, deadline: float) -> AsyncIterator[bytes]:
+        next_bookmark = time.monotonic() + self._every_s
+        while (left := deadline - time.monotonic()) > 0:
+            if self._overrun:
+                return
+            batch: list[bytes] = []
+            self._arrived.clear()
+            while self._pending:
+                change = self._pending.popleft()
+                self._rv = change.rv
+                batch += self._translate(change)
+            if self._bookmarks and time.monotonic() >= min(next_bookmark, deadline - 2.0):
+                self._rv = max(self._rv, self._store.rv)
+                batch.append(self._event("BOOKMARK", self._bookmark(None)))
+                next_bookmark = time.monotonic() + self._every_s
+                self._bookmarks = next_bookmark < deadline - 2.0
+            if batch:
+                yield b"".join(batch)
+                continue
+            wake = min(
+                left, next_bookmark - time.monotonic(), deadline - 2.0 - time.monotonic() if self._bookmarks else left
+            )
+            await self._sleep(max(wake, 0.01))
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            return
+
+    def _translate(self, change: Change) -> list[bytes]:
+        before = change.before is not None and self._matches(change.before)
+        after = change.after is not None and self._matches(change.after)
+        if after and change.after is not None:
+            return [self._event("MODIFIED" if before else "ADDED", self._shown(change.after))]
+        if before and change.before is not None:
+            last = change.gone
+            if last is None:
+                rv = str(change.rv)
+                last = {**change.before, "metadata": {**change.before["metadata"], "resourceVersion": rv}}
+            return [self._event("DELETED", self._shown(last))]
+        return []
+
+    def _shown(self, obj: Obj) -> Obj:
+        return self._render(present(obj, self._call.kind))
+
+    def _bookmark(self, annotations: dict[str, str] | None) -> Obj:
+        kind = self._call.kind
+        meta: Obj = {"resourceVersion": str(self._rv)}
+        if annotations:
+            meta["annotations"] = annotations
+        obj = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": meta}
+        return obj
+
+    @staticmethod
+    def _event(verb: str, obj: Obj) -> bytes:
+        return _encode({"type": verb, "object": obj}) + b"\n"
+
+
+def check_watch(call: Call) -> None:
+    """Refuse combinations that the API refuses before a stream starts."""
+    query = call.info.query
+    initial = query.get("sendInitialEvents", "")
+    match = query.get("resourceVersionMatch", "")
+    if initial and match != "NotOlderThan":
+        raise bad_request(
+            'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires setting '
+            "resourceVersionMatch to NotOlderThan"
+        )
+    if match and not initial:
+        raise bad_request(
+            'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden '
+            "for watch unless sendInitialEvents is provided"
+        )
+    revision(call)
+    selection(call)
+
+
+def single_page(obj: Obj) -> Page:
+    """Return a page of one object, for Tables."""
+    return Page([obj], int(obj["metadata"].get("resourceVersion") or 0))
