@@ -36,18 +36,9 @@ from orchestrator.decisions import backup as decisions
 from orchestrator.decisions.backup import BackupSeen, PointPlan
 from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.kube.errors import AlreadyExists
+from orchestrator.volumes.ownership import NameTaken
 
 FOLLOW_S = 15.0
-
-
-class NameTaken(Terminal):
-    """A stranger's object stands under a name that is ours to give."""
-
-    reason = "NameTaken"
-    remedy = "Remove that object, or make a new Backup."
-
-    def __init__(self, kind: str, namespace: str, name: str) -> None:
-        super().__init__(f"{kind} {namespace}/{name} exists and is not ours; it is never adopted")
 
 
 class BackupController(Controller[Backup]):

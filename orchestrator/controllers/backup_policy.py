@@ -16,7 +16,6 @@ from orchestrator.api.tidemark.backup_policy import BackupPolicy, BackupPolicySt
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.api.tidemark.fields import ANNOTATION_POLICY, LABEL_MANAGED_BY, LABEL_POLICY_UID, MANAGED_BY
 from orchestrator.api.tidemark.recovery_point import RecoveryPoint
-from orchestrator.controllers.backup import NameTaken
 from orchestrator.controllers.base import Controller, Key, Requeue
 from orchestrator.controllers.rpo import Standing, standing_of
 from orchestrator.controllers.status import patch_status
@@ -25,6 +24,7 @@ from orchestrator.decisions.backup_policy import PolicySeen
 from orchestrator.decisions.retention import rules_of
 from orchestrator.errors import TidemarkError
 from orchestrator.kube.errors import AlreadyExists
+from orchestrator.volumes.ownership import NameTaken
 from policies.retention import keeps_nothing
 from policies.schedule import BadSchedule, Plan, next_slot
 

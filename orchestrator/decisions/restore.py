@@ -51,6 +51,8 @@ class RestoreSeen:
     mover: MoverSeen
     children: Mapping[str, Restore]
     max_attempts: int
+    overdue: bool = False
+    """Its deletion was asked for longer ago than a finalizer may hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,8 @@ def decide(seen: RestoreSeen) -> Step:
     restore, status = seen.restore, seen.restore.status
     if status.phase in FINAL:
         return Release() if restore.metadata.finalizers else Done()
+    if seen.overdue:
+        return Release()
     stop = restore.spec.cancel or restore.deleting
     if restore.spec.source.backup is not None:
         return _follow_children(seen, stop=stop)

@@ -1,0 +1,179 @@
+"""Repositories: can they be reached, what lies there, and is what no point needs swept.
+
+Maintenance is bulk work and so a Job, one per namespace of the repository, with that namespace's keys only. The Jobs
+of a slot run one after the other; a slot is done when each of them ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from orchestrator.api.foreign.core import Job
+from orchestrator.api.meta import Condition, with_condition
+from orchestrator.api.quantity import format_size
+from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, Usage
+from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_REPOSITORY_UID, MANAGED_BY
+from orchestrator.controllers.base import Controller, Key, Requeue
+from orchestrator.controllers.repositories import OpenedRepository, mover_config
+from orchestrator.controllers.status import patch_status
+from orchestrator.decisions import backup_repository as decisions
+from orchestrator.errors import Terminal, TidemarkError
+from orchestrator.repository.maintenance import usage
+from orchestrator.volumes import job as jobs
+from policies.naming import object_name
+
+CHECK_S = 60.0
+USAGE_EVERY = timedelta(minutes=30)
+"""Usage is counted by listing: not at every check."""
+USAGE_TIMEOUT_S = 300.0
+POLL = Requeue(2.0)
+
+
+class BackupRepositoryController(Controller[BackupRepository]):
+    """Where recovery points live."""
+
+    name = "backup_repository"
+    kind = BackupRepository
+
+    def wire(self) -> None:
+        """Wake for repositories and for their maintenance Jobs."""
+        super().wire()
+        self.watch(Job, self._by_label)
+
+    def _by_label(self, job: Job) -> list[Key]:
+        owner = self.cache.by_uid(job.metadata.labels.get(LABEL_REPOSITORY_UID, ""))
+        return [("", owner.name)] if owner is not None else []
+
+    async def reconcile(self, key: Key) -> Requeue | None:
+        """Check it, count what lies there, and sweep when that is due."""
+        repository = self.cache.get(key[1])
+        if repository is None or repository.deleting:
+            return None
+        opened = await self.context.repositories.open(repository.name)
+        now = self.context.clock.now()
+        status = self._ready(repository, opened, now)
+        if status.usage is None or status.usage.measured is None or now - status.usage.measured >= USAGE_EVERY:
+            status = msgspec.structs.replace(status, usage=await self._usage(opened, now))
+        repository = await patch_status(self.context, repository, status)
+        slot = decisions.due(repository, now)
+        if slot is None:
+            return Requeue(CHECK_S)
+        if not await self._maintain(repository, opened, slot):
+            return POLL
+        usage_now = await self._usage(opened, now)
+        done = msgspec.structs.replace(
+            repository.status, last_maintenance_slot=slot, last_maintenance=now, usage=usage_now
+        )
+        await patch_status(self.context, repository, done)
+        return Requeue(CHECK_S)
+
+    def _ready(self, repository: BackupRepository, opened: OpenedRepository, now: datetime) -> BackupRepositoryStatus:
+        conditions = repository.status.conditions
+        for type_, reason in (("Ready", "Reachable"), ("ConditionalPut", "Proven")):
+            good = Condition(
+                type=type_, status="True", reason=reason, observed_generation=repository.metadata.generation
+            )
+            conditions = with_condition(conditions, good, now)
+        return msgspec.structs.replace(
+            repository.status,
+            observed_generation=repository.metadata.generation,
+            repository_id=opened.repository.id,
+            ready="True",
+            last_checked=_minute(now, repository.status.last_checked),
+            conditions=conditions,
+        )
+
+    async def _usage(self, opened: OpenedRepository, now: datetime) -> Usage:
+        stored = objects = points = 0
+        async with asyncio.timeout(USAGE_TIMEOUT_S):
+            for identity in await opened.repository.namespaces():
+                held = await usage(await opened.repository.vault(identity))
+                stored, objects, points = stored + held.bytes, objects + held.objects, points + held.points
+        return Usage(bytes=stored, objects=objects, points=points, size=format_size(stored), measured=now)
+
+    async def _maintain(self, repository: BackupRepository, opened: OpenedRepository, slot: datetime) -> bool:
+        """Run the slot's Jobs, one namespace after the other; True when each of them ended and is gone."""
+        settings, client = self.context.settings, self.context.client
+        labels = {LABEL_REPOSITORY_UID: repository.uid, LABEL_MANAGED_BY: MANAGED_BY}
+        done = set(_done_of(repository, slot))
+        for identity in await opened.repository.namespaces():
+            if identity.cluster_id != self.context.cluster_id or identity.uid in done:
+                continue
+            vault = await opened.repository.vault(identity)
+            name = object_name(f"tm-maintain-{repository.name}", repository.uid, identity.uid, slot.isoformat())
+            seen = await jobs.look(client, self.context.caches, name, settings)
+            if seen.state == "missing":
+                config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
+                job = jobs.MoverJob(name=name, task="maintain", config=config, labels=labels)
+                await jobs.ensure(client, job, settings)
+                return False
+            if seen.state in ("pending", "running"):
+                return False
+            if seen.state == "failed":
+                text = seen.message or "see the maintenance Job's log"
+                self.context.recorder.event(repository, "Warning", "MaintenanceFailed", f"{identity.name}: {text}")
+            if not await jobs.remove(client, name, settings, labels):
+                return False
+            await self._note(repository, slot, [*sorted(done), identity.uid])
+            return False
+        self.context.recorder.event(repository, "Normal", "Maintained", f"Swept {len(done)} namespaces.")
+        return True
+
+    async def _note(self, repository: BackupRepository, slot: datetime, done: list[str]) -> None:
+        """Remember, in an annotation, which namespaces the slot's maintenance has been through."""
+        value = f"{slot.isoformat()} {','.join(done)}"
+        body: dict[str, Any] = {"metadata": {"annotations": {ANNOTATION_MAINTAINED: value}}}
+        self.context.caches.learn(await self.context.client.merge_patch(BackupRepository, repository.name, "", body))
+
+    async def record_error(self, key: Key, error: TidemarkError) -> None:
+        """Show why it can't be used."""
+        repository = self.cache.get(key[1])
+        if repository is None:
+            return
+        now = self.context.clock.now()
+        conditions = with_condition(
+            repository.status.conditions,
+            Condition(
+                type="Ready",
+                status="False",
+                reason=error.reason,
+                message=error.sentence(),
+                observed_generation=repository.metadata.generation,
+            ),
+            now,
+        )
+        if error.reason == "ConditionalPutMissing":
+            refused = Condition(type="ConditionalPut", status="False", reason=error.reason, message=error.sentence())
+            conditions = with_condition(conditions, refused, now)
+        if repository.status.ready != "False":
+            self.context.recorder.event(repository, "Warning", error.reason, error.sentence())
+        status = msgspec.structs.replace(
+            repository.status,
+            observed_generation=repository.metadata.generation,
+            ready="False",
+            last_checked=_minute(now, repository.status.last_checked),
+            conditions=conditions,
+        )
+        await patch_status(self.context, repository, status)
+        if isinstance(error, Terminal):
+            self.queue.add_after(key, CHECK_S)
+
+
+ANNOTATION_MAINTAINED = "tidemark.dev/maintained"
+
+
+def _done_of(repository: BackupRepository, slot: datetime) -> list[str]:
+    text = repository.metadata.annotations.get(ANNOTATION_MAINTAINED, "")
+    when, _, uids = text.partition(" ")
+    return [uid for uid in uids.split(",") if uid] if when == slot.isoformat() else []
+
+
+def _minute(now: datetime, before: datetime | None) -> datetime:
+    """Return `before` unless a minute has passed: a check that finds nothing new writes nothing."""
+    if before is not None and now - before < timedelta(seconds=CHECK_S):
+        return before
+    return now.replace(microsecond=0)
