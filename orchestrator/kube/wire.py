@@ -85,11 +85,14 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
 
 
 def decode_object(kind: type[T], body: bytes | msgspec.Raw, target: Target) -> T:
-    """Return the object; raises Undecodable with the path of what does not fit (never its value)."""
+    """Return the object; raises Undecodable with the path of what does not fit, Unavailable when it is no JSON."""
     try:
         return cast(T, _decoder(kind).decode(body))
-    except msgspec.MsgspecError as error:
-        raise errors.Undecodable(target, errors.redacted(str(error), 200)) from None
+    except msgspec.ValidationError as error:
+        words = "it does not fit" if target.secret else errors.redacted(str(error), 200)
+        raise errors.Undecodable(target, words) from None
+    except msgspec.MsgspecError:
+        raise errors.Unavailable(target, "the answer is not JSON") from None
 
 
 def decode_listing(kind: type[T], body: bytes, target: Target) -> Listing[T]:
