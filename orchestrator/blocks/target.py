@@ -77,6 +77,16 @@ class Target:
             raise
         return cls(fd, name, size, known_zero=known_zero, is_device=is_device)
 
+    @classmethod
+    def for_restore(cls, path: str | Path, size: int, *, overwrite: bool = False, known_zero: bool = False) -> Target:
+        """Make a new file, or open the block device that is there; a file that is there only with `overwrite`."""
+        name = Path(path)
+        if not name.exists():
+            return cls.create(name, size)
+        if overwrite or name.is_block_device():
+            return cls.open(name, size, known_zero=known_zero)
+        raise TargetExists(str(path))
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset`."""
         view = memoryview(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from orchestrator.api.mover import MoverConfig, MoverOutcome, Progress
 from orchestrator.blocks.backup import Copied, CopyOptions, backup
 from orchestrator.blocks.tally import Tallies
@@ -16,7 +18,8 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
 
     def look() -> Progress:
         total = tallies.sum()
-        stage = "copying" if not tallies.total_bytes or total.done < tallies.total_bytes else "committing"
+        copied = bool(tallies.total_bytes) and total.done >= tallies.total_bytes
+        stage: Literal["copying", "committing"] = "committing" if copied else "copying"
         return Progress(stage=stage, done=total.done, total=tallies.total_bytes, read=total.read, uploaded=total.stored)
 
     reporter.watch(look)

@@ -26,3 +26,10 @@ class Unclear(Terminal):
 
     reason: ClassVar[str] = "Unclear"
     remedy: ClassVar[str] = "Use --list to see what is there."
+
+
+class DamageFound(Terminal):
+    """Verify found something damaged or missing."""
+
+    reason: ClassVar[str] = "Damaged"
+    remedy: ClassVar[str] = "Points that don't use it are sound; the next backup heals what the volume still holds."

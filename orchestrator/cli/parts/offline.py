@@ -18,7 +18,6 @@ from orchestrator.cli.parts.errors import OptionsUnreadable
 
 if TYPE_CHECKING:
     from orchestrator.repository.repository import Repository
-    from orchestrator.repository.store import Store
 
 RepositoryUrl = Annotated[
     str,
@@ -78,7 +77,7 @@ def store_options(url: str, file: Path | None, environment: Mapping[str, str] | 
 
 @asynccontextmanager
 async def repository(
-    url: str, key_file: Path, options: Path | None, *, create: bool = False, wrap: type[Store] | None = None
+    url: str, key_file: Path, options: Path | None, *, create: bool = False
 ) -> AsyncIterator[Repository]:
     """Open the repository for as long as the block lasts. `create`: make it when nothing is there."""
     from orchestrator.repository.keys import MasterKey

@@ -1,0 +1,84 @@
+"""Prove what a repository holds, down to every byte if asked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.parts.errors import DamageFound
+from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
+from orchestrator.cli.parts.output import progress_bar, size, write_json
+
+if TYPE_CHECKING:
+    from orchestrator.repository.vault import Vault
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(
+    url: RepositoryUrl,
+    key_file: KeyFile,
+    full: Annotated[bool, typer.Option("--full", help="Read and check every byte.")] = False,
+    sample: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the chunks to read, 0 to 1.")] = 0.0,
+    point: Annotated[str | None, typer.Option(metavar="ID", help="Only this point.")] = None,
+    expect: Annotated[str | None, typer.Option(metavar="DIGEST", help="That point's digest, kept elsewhere.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Write down what is damaged.")] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE|-", help="Write the findings there.")
+    ] = None,
+    options: StoreOptions = None,
+) -> None:
+    """Check a repository: its structure, a sample of its chunks, or every byte. Ends 65 when anything is damaged."""
+    if expect is not None and point is None:
+        raise typer.BadParameter("--expect needs --point", param_hint="--expect")
+    depth: Any = "full" if full or sample >= 1 else sample or "quick"
+    reports = asyncio.run(_verify(url, key_file, options, namespace, point, expect, depth, record))
+    if json_file is not None:
+        write_json(json_file, reports)
+    findings = [finding for report in reports for finding in report["findings"]]
+    for finding in findings:
+        print(f"{finding['key']}: {finding['what']}; hurts {', '.join(finding['points']) or 'no point'}")
+    if findings or not all(report["ok"] for report in reports):
+        raise DamageFound(f"{len(findings)} objects are damaged or missing")
+    if str(json_file) != "-":
+        totals = [sum(report[name] for report in reports) for name in ("points", "pages", "chunks", "bytesRead")]
+        print(f"Sound: {totals[0]} points, {totals[1]} map pages, {totals[2]} chunks, {size(totals[3])} read.")
+
+
+async def _verify(
+    url: str,
+    key_file: Path,
+    options: Path | None,
+    namespace: str | None,
+    point: str | None,
+    expect: str | None,
+    depth: Any,
+    record: bool,
+) -> list[dict[str, Any]]:
+    import msgspec
+
+    from orchestrator.cli.parts.points import one_point, vaults
+    from orchestrator.repository.verify import verify as prove
+
+    state = [0, 0]
+
+    def note(done: int, total: int) -> None:
+        state[:] = done, total
+
+    reports = []
+    chosen: list[tuple[Vault, dict[str, str] | None]]
+    async with repository(url, key_file, options) as opened, progress_bar("checking", lambda: (state[0], state[1])):
+        if point is not None:
+            vault, key = await one_point(opened, namespace, point)
+            chosen = [(vault, {key: expect or ""})]
+        else:
+            chosen = [(vault, None) for vault in await vaults(opened, namespace)]
+        for vault, points in chosen:
+            report = await prove(vault, depth=depth, points=points, progress=note, record=record)
+            reports.append({"namespace": vault.namespace.name, **msgspec.to_builtins(report)})
+    return reports
