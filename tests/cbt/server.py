@@ -127,6 +127,7 @@ class ScriptedService:
     port: int = 0
     open_now: int = 0
     most_open: int = 0
+    two_open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __mapping__(self) -> dict[str, Handler]:
         service = "/snapshotmetadata.SnapshotMetadata/"
@@ -151,6 +152,8 @@ class ScriptedService:
         entry = self.script.pop(0) if self.script else ()
         self.open_now += 1
         self.most_open = max(self.most_open, self.open_now)
+        if self.open_now == 2:
+            self.two_open.set()
         try:
             for act in entry(request) if callable(entry) else entry:
                 await _play(stream, act)
