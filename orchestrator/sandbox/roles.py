@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from orchestrator.api.meta import Resource
 from orchestrator.errors import TidemarkError
@@ -178,6 +179,15 @@ class Role(ABC):
             self._wake.set()
 
 
+class Runnable(Protocol):
+    """What a part runs beside its mirrors: a role, a listener."""
+
+    name: str
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+
+
 class Part(ABC):
     """A program of the sandbox: its mirrors and roles under one TaskGroup."""
 
@@ -193,7 +203,7 @@ class Part(ABC):
         return self._mirrors.setdefault(resource, Mirror(self.api, resource, in_namespace))
 
     @abstractmethod
-    async def setup(self) -> list[Role]:
+    async def setup(self) -> list[Runnable]:
         """Create what the part needs in the cluster and return its roles, wired to mirrors."""
 
     async def teardown(self) -> None:  # noqa: B027 - most parts leave nothing to end

@@ -8,7 +8,7 @@ same bytes is not. The cost follows what is allocated, not the size. Everything 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from orchestrator.sandbox.storage.images import data_extents
 
 Ranges = npt.NDArray[np.int64]
+Work = Callable[[], Ranges]
 _WINDOW = 4 << 20
 
 

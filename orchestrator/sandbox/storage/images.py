@@ -70,6 +70,10 @@ class ImageStore:
         self._snapshots = root / "snapshots"
         for folder in (self._volumes, self._snapshots):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half made. Only the one process that writes may call it, before it does."""
+        for folder in (self._volumes, self._snapshots):
             for half_made in folder.glob("*.part"):
                 half_made.unlink()
 

@@ -9,7 +9,7 @@ from orchestrator.errors import Terminal
 from orchestrator.sandbox.api import Api
 from orchestrator.sandbox.faults import NAMESPACE, Faults
 from orchestrator.sandbox.kinds import CONFIG_MAP
-from orchestrator.sandbox.roles import Part, Role
+from orchestrator.sandbox.roles import Part, Runnable
 from orchestrator.sandbox.storage.images import ImageStore
 from orchestrator.sandbox.storage.install import install
 from orchestrator.sandbox.storage.protection import Protection
@@ -43,10 +43,11 @@ class Storage(Part):
         self.images = ImageStore(directory)
         self.faults = faults or Faults(self.mirror(CONFIG_MAP, NAMESPACE))
 
-    async def setup(self) -> list[Role]:
+    async def setup(self) -> list[Runnable]:
         """Install kinds and classes; return the wanted roles."""
+        self.images.tidy()
         await install(self.api)
-        made: list[Role] = []
+        made: list[Runnable] = []
         if "pv-controller" in self._wanted:
             made.append(PvController(self))
         if "protection" in self._wanted:

@@ -180,7 +180,8 @@ class SnapshotController(Role):
         if claim is None:
             raise SnapshotFailed(
                 "Failed to create snapshot content with error snapshot controller failed to update "
-                f'{name(snapshot)} on API server: cannot get claim from snapshot: persistentvolumeclaims "{claim_name}" not found'
+                f"{name(snapshot)} on API server: cannot get claim from snapshot: "
+                f'persistentvolumeclaims "{claim_name}" not found'
             )
         if deleting(claim) and CLAIM_FINALIZER not in finalizers(claim):
             raise SnapshotFailed(f"the claim {claim_name} is being deleted")
@@ -327,11 +328,12 @@ class SnapshotController(Role):
         if snapshot is not None and uid(snapshot) == ref["uid"]:
             return True
         try:
-            return uid(await self._api.get(SNAPSHOT, ref["name"], ref.get("namespace", ""))) == ref["uid"]
+            live = await self._api.get(SNAPSHOT, ref["name"], ref.get("namespace", ""))
         except NotFound:
             return False
         except ApiError:
             return True
+        return uid(live) == str(ref["uid"])
 
     def _content_of(self, snapshot: Manifest) -> Manifest | None:
         """Return the content that is bound to the snapshot, or was made for it."""
