@@ -89,8 +89,8 @@ class FakeApi:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, Mapping[str, str], Any]] = []
         self.watchers: list[Watcher] = []
+        self.opened = 0
         self.missing: set[str] = set()
-        self.bookmark_every_s = 0.0
         self.changed = asyncio.Condition()
         self.url = ""
 
@@ -163,6 +163,10 @@ class FakeApi:
         for watcher in self.watchers:
             watcher.queue.put_nowait(None)
 
+    async def watched(self, times: int = 1) -> None:
+        """Wait until watches have been opened so often in all."""
+        await self.until(lambda: self.opened >= times)
+
     def say(self, line: dict[str, Any] | bytes) -> None:
         """Put one line into every open watch."""
         for watcher in self.watchers:
@@ -176,7 +180,8 @@ class FakeApi:
                 watcher.queue.put_nowait({"type": "BOOKMARK", "object": {"kind": "Widget", "metadata": meta}})
 
     def compact(self) -> None:
-        """Forget the history: watches from an older version get 410."""
+        """Forget the history: a watch from any version so far gets 410."""
+        self.version += 1
         self.oldest = self.version
 
     def count(self, method: str, path: str, **query: str) -> int:
@@ -273,6 +278,7 @@ class FakeApi:
             if version > since and kind == plural:
                 watcher.queue.put_nowait(event)
         self.watchers.append(watcher)
+        self.opened += 1
         try:
             await self._stream(request, response, watcher, float(request.query["timeoutSeconds"]))
         finally:
