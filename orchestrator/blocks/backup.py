@@ -127,17 +127,19 @@ class _Copier:
         self._first, self._stop = shard_range(chunks.chunk_count, plan.shards, number)
         self._loop = asyncio.get_running_loop()
         self._tally = tallies.new()
+        self._inherits = plan.mode == "delta"
         self._builder = ShardBuilder(
             vault,
             record.point_id,
             volume_size=record.volume_size,
             chunk_size=record.chunk_size,
-            base=known if plan.mode == "delta" else None,
+            base=known if self._inherits else None,
             number=number,
             shards=plan.shards,
         )
         self._packs = PackWriter(vault, record.point_id, self._loop)
         self._crew = Crew("the backup")
+        self._map_turn = asyncio.Lock()
         self._abort: Future[None] | None = None
         window = options.readers * 4
         self._shop = Shop(
@@ -190,6 +192,8 @@ class _Copier:
     async def copy(self) -> Shard:
         """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
         self._tallies.total_bytes = self._planned_bytes()
+        if len(self._found) and self._shop.equal is not None:
+            await asyncio.to_thread(self._remember_salvaged, self._shop.equal)
         self._crew.add("feeder", self._feed)
         self._crew.add("mapper", self._map)
         for number in range(self._options.readers):
@@ -217,13 +221,22 @@ class _Copier:
             known: dict[int, Entry] = {}
             if self._known is not None:
                 with self._tally.stage("lookup"):
-                    known = self._crew.call(self._known.lookup([i for unit in batch for i in unit.indexes()]))
+                    known = self._crew.call(self._lookup([i for unit in batch for i in unit.indexes()]))
             for unit in batch:
                 self._shop.done.admit(unit.number)
                 self._shop.todo.put(Work(unit, [known.get(index) for index in unit.indexes()]))
             count += len(batch)
         self._shop.todo.close()
         self._shop.done.end(count)
+
+    async def _lookup(self, indexes: list[int]) -> dict[int, Entry]:
+        assert self._known is not None
+        async with self._map_turn:  # a map reader is used by one task at a time
+            return await self._known.lookup(indexes)
+
+    async def _flush(self, below: int) -> None:
+        async with self._map_turn:
+            await self._builder.flush_below(below)
 
     def _batch(self, units: Iterator[Unit]) -> Iterator[Unit]:
         most = 1 if self._known is None else max(1, LOOKUP_CHUNKS * self._plan.record.chunk_size // UNIT_BYTES)
@@ -236,9 +249,17 @@ class _Copier:
             return False
         self._set(index, entry)
         self._tally.chunks_reused += 1
-        self._tally.done += self._plan.record.chunk_size
-        self._tally.changed += self._plan.record.chunk_size
+        length = min(self._chunks.chunk_size, self._chunks.volume_size - index * self._chunks.chunk_size)
+        self._tally.done += length
+        self._tally.changed += length
         return True
+
+    def _remember_salvaged(self, equal: EqualChunks) -> None:
+        for first, stop in self._chunks.runs(self._first, self._stop):
+            for index in range(first, stop):
+                entry = self._found.get(index)
+                if entry is not None:
+                    equal.add(entry)
 
     def _map(self) -> None:
         """Put results into the map in order of index, and write pages that are complete. Runs in its own thread."""
@@ -246,14 +267,14 @@ class _Copier:
         while (results := self._shop.done.take()) is not None:
             for index, result in results:
                 entry = self._settled(result)
-                if entry is None:
-                    self._builder.clear(index)
-                else:
+                if entry is not None:
                     self._set(index, entry)
+                elif self._inherits:  # a map that starts empty has a hole there already
+                    self._builder.clear(index)
             after = results[-1][0] + 1
             if after // LEAF_CHUNKS > flushed // LEAF_CHUNKS:
                 with self._tally.stage("map"):
-                    self._crew.call(self._builder.flush_below(after))
+                    self._crew.call(self._flush(after))
                 flushed = after
 
     def _settled(self, result: Result) -> Entry | None:
