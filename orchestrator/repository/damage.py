@@ -1,37 +1,153 @@
-"""What verify found damaged: planners read those chunks again, writers never refer to them."""
+"""What verify found damaged: planners read those chunks again, writers never refer to them.
+
+A record names an object and the slots in it, or the whole object; that points inherit it later needs no new record.
+"""
 
 from __future__ import annotations
 
-from orchestrator.repository.manifest import PointRef
+import secrets
+import struct
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled
+from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, Kind, ObjectRef
+from orchestrator.repository.manifest import Manifest, PointRef, open_manifest
 from orchestrator.repository.pack import Entry
+from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
+
+
+class DamageRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One damaged or missing object. Its slots are in the tail; none: the whole object."""
+
+    kind: Literal["pack", "map"]
+    object: str
+    """64 hex digits of ObjectRef."""
+    what: str
+    found: datetime
+    points: tuple[str, ...] = ()
+    """Manifest names of the points hurt when it was found."""
 
 
 class DamageIndex:
     """Every damaged slot and page that is on record, in memory (empty in a sound repository)."""
 
+    __slots__ = ("maps", "names", "packs")
+
+    def __init__(self) -> None:
+        self.packs: dict[ObjectRef, frozenset[int] | None] = {}
+        """None: the whole pack."""
+        self.maps: dict[ObjectRef, frozenset[int] | None] = {}
+        self.names: dict[str, ObjectRef] = {}
+        """Record names and what each is about."""
+
+    def add(self, kind: str, ref: ObjectRef, slots: Iterable[int]) -> None:
+        """Add damaged slots of an object; none given: the whole object."""
+        table, fresh = (self.packs if kind == "pack" else self.maps), frozenset(slots)
+        known = table.get(ref, frozenset())
+        table[ref] = None if known is None or not fresh else known | fresh
+
     def touches(self, entry: Entry) -> bool:
         """Say whether a chunk is damaged."""
-        raise AssertionError
+        if entry.pack not in self.packs:
+            return False
+        slots = self.packs[entry.pack]
+        return slots is None or entry.slot in slots
+
+    def touches_page(self, ref: ObjectRef, slot: int) -> bool:
+        """Say whether a page is damaged."""
+        if ref not in self.maps:
+            return False
+        slots = self.maps[ref]
+        return slots is None or slot in slots
 
     def __bool__(self) -> bool:
-        raise AssertionError
+        return bool(self.packs or self.maps)
+
+
+async def put_damage(vault: Vault, record: DamageRecord, slots: Iterable[int]) -> str:
+    """Write a damage record and return its name."""
+    name = vault.names.damaged + secrets.token_hex(16)
+    tail = b"".join(struct.pack("<I", slot) for slot in sorted(set(slots)))
+    await vault.store.put_new(name, seal_record(vault, Kind.DAMAGED, name, record, tail))
+    return name
 
 
 async def load_damage(vault: Vault) -> DamageIndex:
-    """Read all damage records; one listing when there are none."""
-    raise AssertionError
+    """Read all damage records; one listing when there are none. Damaged when a record itself is."""
+    index = DamageIndex()
+    async for found in vault.store.list(vault.names.damaged):
+        try:
+            data = await vault.store.get(found.key)
+        except ObjectMissing:
+            continue
+        record, tail = open_record(vault, Kind.DAMAGED, found.key, data, DamageRecord)
+        ref = ObjectRef.parse(bytes.fromhex(record.object))
+        index.names[found.key] = ref
+        index.add(record.kind, ref, (slot for (slot,) in struct.iter_unpack("<I", tail)))
+    return index
 
 
-class BaseCheck:
+class BaseCheck(NamedTuple):
     """Whether a point can be a base, and what must be read again if it is."""
 
     usable: bool
-    why: str
-    heal: tuple[tuple[int, int], ...]
+    why: str = ""
+    heal: tuple[tuple[int, int], ...] = ()
     """Runs [first, stop) of damaged chunk indexes: add them to what is read."""
 
 
 async def check_base(vault: Vault, ref: PointRef) -> BaseCheck:
-    """Open manifest and root page and look at the damage records; never raises for damage."""
-    raise AssertionError
+    """Open manifest and root page and look at the damage records; never raises for damage.
+
+    Damage to chunks or leaves leaves a base usable, with `heal`; damage to an inner page doesn't.
+    """
+    from orchestrator.repository.chunkmap import MapReader
+
+    try:
+        manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+        await MapReader(vault, manifest.root).check_root()
+        damage = await load_damage(vault)
+        heal = [run async for run in damaged_runs(vault, manifest, damage)] if damage else []
+    except (Damaged, ObjectMissing, ManifestMissing, PointCancelled) as error:
+        return BaseCheck(False, str(error))
+    return BaseCheck(True, heal=tuple(_joined(heal)))
+
+
+async def damaged_runs(vault: Vault, manifest: Manifest, damage: DamageIndex) -> AsyncIterator[tuple[int, int]]:
+    """Yield runs [first, stop) of a point's chunks that are damaged, ascending.
+
+    Reads leaves that may be touched. Raises Damaged for a damaged inner page.
+    """
+    from orchestrator.repository.chunkmap import MapReader
+
+    reader, count = MapReader(vault, manifest.root), manifest.root.chunk_count
+    async for node, page in reader.level1(0, -(-count // LEAF_CHUNKS)):
+        for number in page.numbers():
+            base = (node * FAN_OUT + number) * LEAF_CHUNKS
+            stop = min(base + LEAF_CHUNKS, count)
+            overlay = dict(page.overlay(number))
+            ref = page.child(number)
+            bad: set[int] = {at for at, entry in overlay.items() if entry is not None and damage.touches(entry)}
+            if ref is not None and damage.touches_page(ref.object, ref.slot):
+                bad.update(set(range(stop - base)) - set(overlay))
+            elif ref is not None:
+                leaf = (await reader.leaves([ref]))[ref]
+                if any(pack in damage.packs for pack in leaf.packs):
+                    bad.update(at for at, e in leaf.items() if at not in overlay and damage.touches(e))
+            for at in sorted(bad):
+                yield base + at, base + at + 1
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for first, stop in runs:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((first, stop))
+    return joined

@@ -213,3 +213,13 @@ class SweepBlocked(Terminal):
     def __init__(self, key: str, what: str) -> None:
         self.key = key
         super().__init__(f"Nothing was deleted: {key} can't be read ({what})")
+
+
+class StoreUnsuitable(Terminal):
+    """The store lacks something without which no repository can be safe there."""
+
+    reason: ClassVar[str] = "StoreUnsuitable"
+    remedy: ClassVar[str] = "Use a file system with hard links (ext4, XFS, NFS), or object storage."
+
+    def __init__(self, url: str, what: str) -> None:
+        super().__init__(f"Store {url}: {what}")

@@ -62,6 +62,13 @@ class ObjectRef(NamedTuple):
         return cls(intent_bytes(intent_id), secrets.token_bytes(16))
 
     @classmethod
+    def named(cls, intent_id: str, random: str) -> ObjectRef:
+        """Read the last two parts of a name; ValueError when they are none of ours."""
+        if len(random) != 32 or random != random.lower():
+            raise ValueError(f"{random!r} is not 32 hex digits in lower case")
+        return cls(intent_bytes(intent_id), bytes.fromhex(random))
+
+    @classmethod
     def parse(cls, raw: bytes) -> ObjectRef:
         """Read 32 bytes."""
         return cls(raw[:16], raw[16:32])

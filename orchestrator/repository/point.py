@@ -1,11 +1,52 @@
-"""Commit and remove recovery points."""
+"""Commit and remove recovery points.
+
+The manifest is the commit, and its name is taken once: by a manifest, or by a *cancelled* record after which nobody
+can commit there. What must never happen here: a manifest before all that it needs, a point that comes back after it
+was removed.
+"""
 
 from __future__ import annotations
 
-from orchestrator.clock import Clock
+import asyncio
+import importlib.metadata
+
+from orchestrator.clock import Clock, SystemClock
 from orchestrator.fence import Fence
-from orchestrator.repository.manifest import PointRef
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.crypto import digest as digest_of
+from orchestrator.repository.errors import (
+    Damaged,
+    ManifestMissing,
+    ObjectConflict,
+    PointCancelled,
+    ShardsMissing,
+)
+from orchestrator.repository.intent import Intent, open_intent
+from orchestrator.repository.layout import Kind
+from orchestrator.repository.leafupdate import LeafUpdate, decode_updates
+from orchestrator.repository.manifest import (
+    Cancelled,
+    Manifest,
+    MapRoot,
+    PointRef,
+    PointStats,
+    manifest_key,
+    open_manifest,
+)
+from orchestrator.repository.mapobject import MapObjectWriter
+from orchestrator.repository.plan import Plan, open_plan, shard_range
+from orchestrator.repository.record import seal_record
+from orchestrator.repository.shard import Shard, open_shard
+from orchestrator.repository.upperpages import UpperBuilder
 from orchestrator.repository.vault import Vault
+
+
+def writer_version() -> str:
+    """Return name and version of this program, for manifests."""
+    try:
+        return f"tidemark {importlib.metadata.version('tidemark')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "tidemark"
 
 
 async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) -> PointRef:
@@ -13,16 +54,137 @@ async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) ->
 
     Raises ShardsMissing, PointCancelled, ObjectMissing (no such intent or plan), Damaged.
     """
-    raise AssertionError
+    intent = await open_intent(vault, intent_id)
+    existing = await _existing(vault, intent.manifest_key)
+    if existing is not None:
+        return existing
+    plan = await open_plan(vault, intent_id)
+    _check_plan(vault, intent, plan)
+    shards = await _shards(vault, intent_id, plan.shards)
+    writer = MapObjectWriter(vault, intent_id)
+    root = await _build_map(vault, intent, plan, shards, writer)
+    manifest = Manifest(
+        record=plan.record,
+        root=root,
+        stats=_sum(shards, writer.bytes, root.volume_size),
+        created=(clock or SystemClock()).now(),
+        writer=writer_version(),
+    )
+    data = seal_record(vault, Kind.MANIFEST, intent.manifest_key, manifest)
+    try:
+        await vault.store.put_new(intent.manifest_key, data)
+    except ObjectConflict:
+        found = await _existing(vault, intent.manifest_key)
+        if found is None:
+            raise PointCancelled(intent.manifest_key) from None
+        return found
+    return PointRef(intent.manifest_key, digest_of(data))
+
+
+def _check_plan(vault: Vault, intent: Intent, plan: Plan) -> None:
+    name = vault.names.plan(intent.id)
+    if manifest_key(vault, plan.record) != intent.manifest_key:
+        raise Damaged(name, "its point isn't the one that its intent commits to")
+    if plan.base != intent.base:
+        raise Damaged(name, "its base isn't the one that its intent protects")
+
+
+async def _shards(vault: Vault, intent_id: str, count: int) -> list[Shard]:
+    found = [await open_shard(vault, intent_id, number) for number in range(count)]
+    missing = tuple(number for number, shard in enumerate(found) if shard is None)
+    if missing:
+        raise ShardsMissing(intent_id, missing)
+    shards = [shard for shard in found if shard is not None]
+    if len({shard.volume_size for shard in shards}) != 1:
+        raise Damaged(vault.names.shards(intent_id), "the shards saw volumes of different size")
+    return shards
+
+
+async def _build_map(vault: Vault, intent: Intent, plan: Plan, shards: list[Shard], writer: MapObjectWriter) -> MapRoot:
+    base = None
+    if intent.base is not None:
+        # The root was written into the intent: it is alive even if the base's manifest is gone by now.
+        base = MapReader(vault, intent.roots[intent.points.index(intent.base)])
+    volume_size, chunk_size = shards[0].volume_size, plan.record.chunk_size
+    try:
+        updates = await asyncio.to_thread(_all_updates, shards, volume_size, chunk_size)
+        root = await UpperBuilder(writer, base, updates, volume_size=volume_size, chunk_size=chunk_size).build()
+    except ValueError as error:
+        raise Damaged(vault.names.shards(intent.id), str(error)) from error
+    await writer.finish()
+    return root
+
+
+def _all_updates(shards: list[Shard], volume_size: int, chunk_size: int) -> list[LeafUpdate]:
+    """Decode the shards' updates, each inside its own range."""
+    count = -(-volume_size // chunk_size)
+    updates: list[LeafUpdate] = []
+    for number, shard in enumerate(shards):
+        first, stop = shard_range(count, len(shards), number)
+        for update in decode_updates(shard.updates):
+            if not first // 1024 <= update.leaf < -(-stop // 1024):
+                raise ValueError(f"shard {number} has an update of leaf {update.leaf}, which isn't its own")
+            updates.append(update)
+    return updates
+
+
+def _sum(shards: list[Shard], map_bytes: int, volume_size: int) -> PointStats:
+    stats = PointStats(volume=volume_size, map_bytes=map_bytes, uploaded=map_bytes)
+    for shard in shards:
+        stats = stats.plus(shard.stats)
+    return stats
+
+
+async def _existing(vault: Vault, key: str) -> PointRef | None:
+    try:
+        _, ref = await open_manifest(vault, key)
+    except ManifestMissing:
+        return None
+    return ref
 
 
 async def committed(vault: Vault, intent_id: str) -> PointRef | None:
-    """Return the intent's committed point, None when it isn't committed; PointCancelled."""
-    raise AssertionError
+    """Return the intent's committed point, None when it isn't committed; PointCancelled, ObjectMissing (no intent)."""
+    intent = await open_intent(vault, intent_id)
+    return await _existing(vault, intent.manifest_key)
+
+
+async def cancel(vault: Vault, key: str, intent_id: str, *, why: str, clock: Clock | None = None) -> bool:
+    """Make sure that nobody commits at `key` any more; False when a manifest was there first."""
+    record = Cancelled(intent_id=intent_id, why=why, at=(clock or SystemClock()).now())
+    try:
+        await vault.store.put_new(key, seal_record(vault, Kind.CANCELLED, key, record))
+    except ObjectConflict:
+        try:
+            await open_manifest(vault, key)
+        except PointCancelled:
+            return True
+        except ManifestMissing:
+            return await cancel(vault, key, intent_id, why=why, clock=clock)
+        except Damaged:
+            return False
+        return False
+    return True
 
 
 async def remove(
     vault: Vault, ref: PointRef, fence: Fence, *, why: str = "removed", clock: Clock | None = None
 ) -> None:
-    """Remove a point for good: its manifest goes, a cancelled record takes its place; idempotent."""
-    raise AssertionError
+    """Remove a point for good: its manifest goes, a cancelled record takes its place; idempotent.
+
+    A stopped writer of the same point that commits in between finds its manifest removed likewise: the intent is live
+    meanwhile, so nothing that manifest names is ever missing. Packs go by
+    maintenance. A damaged manifest is removed too.
+    """
+    point_id = ref.key.rpartition("/")[2].partition("-")[2]
+    while True:
+        try:
+            await open_manifest(vault, ref.key)
+        except PointCancelled:
+            return
+        except (ManifestMissing, Damaged):
+            pass
+        fence.check()
+        await vault.store.delete(ref.key)
+        if await cancel(vault, ref.key, point_id, why=why, clock=clock):
+            return

@@ -1,37 +1,254 @@
-"""The whole repository: who holds the master key opens it, and opens vaults for namespaces."""
+"""The whole repository: who holds the master key opens it, and opens vaults for namespaces.
+
+What must never happen here: a new key over data of an old one, or anything written where a stranger's files are.
+"""
 
 from __future__ import annotations
 
-from orchestrator.clock import Clock
-from orchestrator.repository.keys import MasterKey, NamespaceIdentity
+import secrets
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.repository.crypto import Header, ObjectCipher, SealingKey
+from orchestrator.repository.errors import (
+    Damaged,
+    NamespaceMissing,
+    NotARepository,
+    ObjectConflict,
+    ObjectMissing,
+    RepositoryMissing,
+    UnsupportedFormat,
+    WrongKey,
+)
+from orchestrator.repository.keys import KEY_BYTES, MasterKey, NamespaceIdentity, NamespaceKeys, namespace_id
+from orchestrator.repository.layout import (
+    FORMAT_VERSION,
+    HEADER_KEY,
+    KEYS_PREFIX,
+    NAMESPACES_PREFIX,
+    PROBE_PREFIX,
+    Kind,
+    master_wrap,
+    namespace_keys,
+)
+from orchestrator.repository.probe import probe_conditional_put
+from orchestrator.repository.record import open_body, seal_body
 from orchestrator.repository.store import Store
 from orchestrator.repository.vault import Vault as Vault
+
+FORMAT_NAME = "tidemark-repository"
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    format: str
+    version: int
+    id: str
+    created: datetime
+
+
+class _RepositoryKey(msgspec.Struct, frozen=True, rename="camel"):
+    repository_key: bytes
+
+
+class _NamespaceEpoch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    cluster_id: str
+    uid: str
+    name: str
+    epoch: int
+    data_key: bytes
+    chunk_id_key: bytes
 
 
 class Repository:
     """An opened repository. Holds the repository key; `repr` says only its id."""
 
-    id: str
-    store: Store
+    __slots__ = ("_key", "id", "store")
+
+    def __init__(self, store: Store, repository_id: str, key: SealingKey) -> None:
+        """Use `open` or `open_or_create`."""
+        self.store, self.id, self._key = store, repository_id, key
+
+    def __repr__(self) -> str:
+        return f"Repository({self.store.url!r}, id={self.id!r})"
 
     @classmethod
     async def open(cls, store: Store, master: MasterKey) -> Repository:
         """Open one that exists. Raises RepositoryMissing, NotARepository, WrongKey, UnsupportedFormat, Damaged."""
-        raise AssertionError
+        mark = await _read_mark(store)
+        if mark is None:
+            stranger = await _stranger(store)
+            if stranger is not None:
+                raise NotARepository(store.url, f"it holds {stranger}")
+            raise RepositoryMissing(store.url)
+        number = await _newest_wrap(store)
+        if number is None:
+            if await _any(store, "n/") or await _any(store, NAMESPACES_PREFIX):
+                raise Damaged(KEYS_PREFIX, "the repository's wrapped keys are gone")
+            raise RepositoryMissing(store.url)
+        return cls(store, mark.id, await _unwrap(store, mark.id, number, master))
 
     @classmethod
     async def open_or_create(cls, store: Store, master: MasterKey, *, clock: Clock | None = None) -> Repository:
-        """Open, or make a new one where nothing is; proves conditional put first. Also ConditionalPutMissing."""
-        raise AssertionError
+        """Open, or make a new one where nothing is; proves conditional put first. Also ConditionalPutMissing.
+
+        Two that do it at once end up with one repository; cut off anywhere, the next call goes on.
+        """
+        try:
+            return await cls.open(store, master)
+        except RepositoryMissing:
+            await probe_conditional_put(store)
+        mark = _Mark(FORMAT_NAME, FORMAT_VERSION, secrets.token_hex(16), (clock or SystemClock()).now())
+        await _put_or_adopt(store, HEADER_KEY, msgspec.json.encode(mark))
+        found = await _read_mark(store)
+        if found is None:
+            raise ObjectMissing(HEADER_KEY)
+        await _put_wrap(store, found.id, 0, master, secrets.token_bytes(KEY_BYTES))
+        return await cls.open(store, master)
 
     async def vault(self, namespace: NamespaceIdentity, *, create: bool = False) -> Vault:
         """Return a namespace's vault; NamespaceMissing unless `create`."""
-        raise AssertionError
+        ns = namespace_id(self._key.secret, namespace)
+        prefix = f"{NAMESPACES_PREFIX}{ns}/"
+        epochs = [found.key async for found in self.store.list(prefix)]
+        if not epochs:
+            if not create:
+                raise NamespaceMissing(namespace.name, namespace.uid)
+            await self._create_epoch(ns, namespace)
+            epochs = [namespace_keys(ns, 1)]
+        opened = [await self._open_epoch(key) for key in sorted(epochs)]
+        newest = opened[-1]
+        identity = NamespaceIdentity(newest.cluster_id, newest.uid, newest.name)
+        data_keys = {epoch.epoch: epoch.data_key for epoch in opened}
+        return Vault(self.store, NamespaceKeys(self.id, ns, identity, newest.epoch, data_keys, newest.chunk_id_key))
 
     async def namespaces(self) -> list[NamespaceIdentity]:
-        """Return every namespace that has keys here."""
-        raise AssertionError
+        """Return every namespace that has keys here, by name."""
+        found: dict[str, NamespaceIdentity] = {}
+        async for info in self.store.list(NAMESPACES_PREFIX):
+            ns = info.key.split("/")[1]
+            if ns not in found:
+                epoch = await self._open_epoch(info.key)
+                found[ns] = NamespaceIdentity(epoch.cluster_id, epoch.uid, epoch.name)
+        return sorted(found.values(), key=lambda identity: (identity.name, identity.uid))
 
     async def rewrap(self, new: MasterKey) -> int:
         """Wrap the same repository key with another master key; that one opens it from now on. Returns its number."""
-        raise AssertionError
+        number = (await _newest_wrap(self.store) or 0) + 1
+        await _put_wrap(self.store, self.id, number, new, self._key.secret)
+        opened = await _unwrap(self.store, self.id, number, new)
+        if opened.secret != self._key.secret:
+            raise Damaged(master_wrap(number), "another key was wrapped at the same time")
+        return number
+
+    async def _create_epoch(self, ns: str, namespace: NamespaceIdentity) -> None:
+        name = namespace_keys(ns, 1)
+        value = _NamespaceEpoch(
+            cluster_id=namespace.cluster_id,
+            uid=namespace.uid,
+            name=namespace.name,
+            epoch=1,
+            data_key=secrets.token_bytes(KEY_BYTES),
+            chunk_id_key=secrets.token_bytes(KEY_BYTES),
+        )
+        cipher = ObjectCipher.new(self._key, Kind.NAMESPACE_KEYS, name)
+        await _put_or_adopt(self.store, name, seal_body(cipher, msgspec.json.encode(value)))
+
+    async def _open_epoch(self, name: str) -> _NamespaceEpoch:
+        data = await self.store.get(name)
+        try:
+            cipher = ObjectCipher.of(self._key, Kind.NAMESPACE_KEYS, name, data)
+        except WrongKey as error:
+            raise Damaged(name, "it was sealed with another key, or its header was altered") from error
+        value = _decode(name, open_body(cipher, data)[0], _NamespaceEpoch)
+        if namespace_keys(name.split("/")[1], value.epoch) != name:
+            raise Damaged(name, "it holds another epoch")
+        return value
+
+
+def _decode(name: str, document: bytes, as_type: type[T]) -> T:
+    try:
+        return msgspec.json.decode(document, type=as_type)
+    except msgspec.MsgspecError:
+        # Not `from`: the library's message may quote what it read, and this may be a key.
+        raise Damaged(name, "its document is malformed") from None
+
+
+async def _read_mark(store: Store) -> _Mark | None:
+    try:
+        data = await store.get(HEADER_KEY)
+    except ObjectMissing:
+        return None
+    try:
+        mark = msgspec.json.decode(data, type=_Mark)
+        if mark.format != FORMAT_NAME or len(bytes.fromhex(mark.id)) != 16:
+            raise ValueError(mark.format)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise NotARepository(store.url, f"its object {HEADER_KEY!r} is something else") from error
+    if mark.version != FORMAT_VERSION:
+        raise UnsupportedFormat(HEADER_KEY, f"format version {mark.version}")
+    return mark
+
+
+async def _stranger(store: Store) -> str | None:
+    """Return the name of something that isn't a left-over of our own first steps, None when there is nothing."""
+    async for found in store.list(""):
+        if not found.key.startswith(PROBE_PREFIX):
+            return found.key
+    return None
+
+
+async def _any(store: Store, prefix: str) -> bool:
+    async for _ in store.list(prefix):
+        return True
+    return False
+
+
+async def _newest_wrap(store: Store) -> int | None:
+    numbers = [
+        int(found.key.removeprefix(KEYS_PREFIX)) async for found in store.list(KEYS_PREFIX) if found.key[-8:].isdigit()
+    ]
+    return max(numbers, default=None)
+
+
+async def _put_or_adopt(store: Store, key: str, data: bytes) -> None:
+    try:
+        await store.put_new(key, data)
+    except ObjectConflict:
+        # Somebody was first: what is there counts, and the caller reads it.
+        return
+
+
+async def _put_wrap(store: Store, repository_id: str, number: int, master: MasterKey, secret: bytes) -> None:
+    name = master_wrap(number)
+    cipher = ObjectCipher.new(master.sealing_key(bytes.fromhex(repository_id)), Kind.MASTER_WRAP, name)
+    await _put_or_adopt(store, name, seal_body(cipher, msgspec.json.encode(_RepositoryKey(secret))))
+
+
+async def _unwrap(store: Store, repository_id: str, number: int, master: MasterKey) -> SealingKey:
+    """Open `keys/<n>`; WrongKey and Damaged are told apart by the header's key check."""
+    name, repository = master_wrap(number), bytes.fromhex(repository_id)
+    data, key = await store.get(name), master.sealing_key(repository)
+    try:
+        cipher = ObjectCipher.of(key, Kind.MASTER_WRAP, name, data)
+    except WrongKey:
+        if _opens(key, name, data):
+            raise Damaged(name, "its header was altered") from None
+        raise WrongKey(f"the repository at {store.url}") from None
+    secret = _decode(name, open_body(cipher, data)[0], _RepositoryKey).repository_key
+    if len(secret) != KEY_BYTES:
+        raise Damaged(name, "it holds no repository key")
+    return SealingKey(secret, 0, repository)
+
+
+def _opens(key: SealingKey, name: str, data: bytes) -> bool:
+    """Say whether this is the right key after all, under a header whose key check or epoch was altered."""
+    header = Header.parse(name, data)
+    try:
+        open_body(ObjectCipher.known(key, Kind.MASTER_WRAP, name, header.object_id), data)
+    except Damaged:
+        return False
+    return True

@@ -67,8 +67,12 @@ class Store(Protocol):
         """Delete an object; one that is missing is fine."""
         ...
 
+    async def sweep_leftovers(self, older_than: datetime) -> int:
+        """Delete what dead writers left that no listing shows; return how many."""
+        ...
+
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Let go of connections."""
         ...
 
 
@@ -170,6 +174,10 @@ class CountingStore:
         """Count and pass on."""
         self.requests["delete"] += 1
         await self.inner.delete(key)
+
+    async def sweep_leftovers(self, older_than: datetime) -> int:
+        """Pass on."""
+        return await self.inner.sweep_leftovers(older_than)
 
     async def close(self) -> None:
         """Pass on."""
