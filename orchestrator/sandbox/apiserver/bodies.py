@@ -9,6 +9,7 @@ import msgspec
 import yaml
 from aiohttp import web
 
+from orchestrator.sandbox.apiserver import protobuf
 from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.status import bad_request, not_acceptable, too_large, unsupported_media
 
@@ -66,8 +67,10 @@ def media_type(request: web.BaseRequest) -> str:
     return request.headers.get("Content-Type", "").split(";")[0].strip().lower()
 
 
-def parse(body: bytes, media: str) -> Any:
-    """Decode a body by its media type; 400 when it is malformed, 415 for another type."""
+def parse(body: bytes, media: str, *, binary: bool = False) -> Any:
+    """Decode a body by its media type; 400 when it is malformed, 415 for another type (protobuf is for builtin kinds)."""
+    if binary and media == protobuf.MEDIA:
+        return protobuf.decode(body)
     if media in {"", JSON}:
         return parse_json(body)
     if media in {YAML, "application/x-yaml", "text/yaml"}:

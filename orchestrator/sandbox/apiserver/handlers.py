@@ -162,7 +162,9 @@ class Handlers:
         raise method_not_allowed()
 
     async def _object(self, request: web.BaseRequest, call: Call) -> Obj:
-        return bodies.as_object(bodies.parse(await bodies.read(request), call.content_type))
+        return bodies.as_object(
+            bodies.parse(await bodies.read(request), call.content_type, binary=not call.kind.custom)
+        )
 
     def _shown(self, obj: Obj, call: Call, accept: Accept, status: int = 200) -> web.Response:
         if accept.shape == "Table":
@@ -267,7 +269,7 @@ class Handlers:
 
     async def _options(self, request: web.BaseRequest, call: Call) -> Obj:
         body = await bodies.read(request)
-        options = bodies.as_object(bodies.parse(body, call.content_type)) if body.strip() else {}
+        options = bodies.as_object(bodies.parse(body, call.content_type, binary=True)) if body.strip() else {}
         query = call.info.query
         if "propagationPolicy" in query:
             options.setdefault("propagationPolicy", query["propagationPolicy"])

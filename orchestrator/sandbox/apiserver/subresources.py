@@ -55,7 +55,7 @@ class Subresources:
         raise method_not_allowed()
 
     async def _body(self, request: web.BaseRequest, call: Call) -> Obj:
-        return bodies.as_object(bodies.parse(await bodies.read(request), call.content_type))
+        return bodies.as_object(bodies.parse(await bodies.read(request), call.content_type, binary=True))
 
     def _success(self, accept: Accept) -> web.Response:
         body: Obj = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
@@ -123,7 +123,7 @@ class Subresources:
         obj = reading.fetch(self._store, call)
         body = await bodies.read(request)
         if call.info.verb == "update":
-            scale = bodies.as_object(bodies.parse(body, call.content_type))
+            scale = bodies.as_object(bodies.parse(body, call.content_type, binary=True))
         elif call.content_type == "application/json-patch+json":
             scale = json_patch(self._scale(call, obj), bodies.parse_json(body))
         elif "merge-patch" in call.content_type:
