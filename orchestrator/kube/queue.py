@@ -110,11 +110,12 @@ class WorkQueue(Generic[K]):
             self._waiters.append(waiter)
             try:
                 await waiter
-            finally:
+            except asyncio.CancelledError:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-                elif waiter.cancelled() or not waiter.done():
-                    self._wake()
+                elif not waiter.cancelled():
+                    self._wake()  # we were woken for a key and die before taking it: wake another
+                raise
         if self._closed:
             raise Closed
         key = self._ready.popleft()
