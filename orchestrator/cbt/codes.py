@@ -1,4 +1,4 @@
-"""What to do about each way in which a call can fail: one pure table.
+"""What to do about each way in which a call can fail, and what to call it: two pure tables.
 
 The codes are gRPC's. Six kinds stand beside them for failures without a code: see `Kind`.
 """
@@ -9,7 +9,20 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Literal
 
-from orchestrator.cbt.errors import Rung
+from orchestrator.cbt.errors import (
+    BaseNotFound,
+    CBTAuthFailed,
+    CBTForbidden,
+    Exhausted,
+    NotTracked,
+    OutOfRange,
+    RequestRefused,
+    Rung,
+    RungFailed,
+    ServiceUnreachable,
+    Unsupported,
+    clean,
+)
 
 Method = Literal["GetMetadataDelta", "GetMetadataAllocated"]
 DELTA: Method = "GetMetadataDelta"
@@ -139,3 +152,33 @@ def _judge_status(code: Code | None, method: Method, down: Rung, offset: int, tr
 def backoff_s(failures: int, fraction: float, *, first_s: float = 1.0, most_s: float = 30.0) -> float:
     """Return the wait before a try: doubles from `first_s` to `most_s`; `fraction` in [0, 1) takes up to half off."""
     return min(most_s, first_s * 2.0 ** min(failures - 1, 16)) * (1.0 - fraction / 2.0)
+
+
+_BY_CODE: dict[Code, type[RungFailed]] = {
+    Code.INVALID_ARGUMENT: RequestRefused,
+    Code.NOT_FOUND: BaseNotFound,
+    Code.FAILED_PRECONDITION: NotTracked,
+    Code.OUT_OF_RANGE: OutOfRange,
+    Code.UNIMPLEMENTED: Unsupported,
+    Code.UNAUTHENTICATED: CBTAuthFailed,
+    Code.CANCELLED: Exhausted,
+    Code.UNKNOWN: Exhausted,
+    Code.DEADLINE_EXCEEDED: Exhausted,
+    Code.ABORTED: Exhausted,
+    Code.UNAVAILABLE: Exhausted,
+    Code.DATA_LOSS: Exhausted,
+    Code.INTERNAL: Exhausted,
+    Code.RESOURCE_EXHAUSTED: Exhausted,
+}
+
+
+def explain(failure: Failure, driver: str, method: Method, namespace: str, then: Rung, secret: str) -> RungFailed:
+    """Return the error of a failure whose retries are used up; what the server said is cleaned of `secret`."""
+    said = clean(failure.message, secret)
+    if failure.code is Code.PERMISSION_DENIED:
+        return CBTForbidden(driver, method, then, said, namespace=namespace)
+    if failure.code is not None:
+        kind = _BY_CODE.get(failure.code, RungFailed)
+    else:
+        kind = ServiceUnreachable if failure.kind in (Kind.UNREACHABLE, Kind.UNTRUSTED) else Exhausted
+    return kind(driver, method, then, said, code=failure.name)

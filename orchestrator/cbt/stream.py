@@ -18,24 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from orchestrator.cbt.checks import Checks
-from orchestrator.cbt.client import Client, Question, Settings
+from orchestrator.cbt.client import MOST_RESULTS, Client, Question, Settings
 from orchestrator.cbt.codec import decode
-from orchestrator.cbt.codes import ALLOCATED, DELTA, Code, Failure, Kind, Verdict, backoff_s, judge
-from orchestrator.cbt.errors import (
-    BaseNotFound,
-    CBTAuthFailed,
-    CBTForbidden,
-    ContractViolation,
-    Exhausted,
-    NotTracked,
-    OutOfRange,
-    RequestRefused,
-    Rung,
-    RungFailed,
-    ServiceUnreachable,
-    Unsupported,
-    clean,
-)
+from orchestrator.cbt.codes import ALLOCATED, DELTA, Code, Failure, Kind, Verdict, backoff_s, explain, judge
+from orchestrator.cbt.errors import ContractViolation, Exhausted, Rung, RungFailed, Unsupported
 from orchestrator.errors import TidemarkError
 from orchestrator.extents import Extents
 
@@ -134,7 +120,7 @@ class _Answer:
         self.sink = sink
         self.down: Rung = "allocated" if question.method == DELTA else "full"
         self.max_results = client.settings.max_results
-        self.begun_again = False
+        self.begun_again = self.after_ok = self.shrunk = False
         self.fresh_token = False
         self.secret = ""
         self.calls = self.resumes = self.probes = 0
@@ -245,6 +231,11 @@ class _Answer:
         if self.client.driver in self.client.settings.whole_answers:
             self._note("no completeness probe: the driver is trusted to end with OK only when it is done")
             return True
+        if self.after_ok and not self.shrunk and 0 < self.max_results < MOST_RESULTS:
+            # The server pages. At 1.6 calls a second, pages had better be big.
+            self.max_results = MOST_RESULTS
+            self._note(f"the server pages: {MOST_RESULTS} ranges asked for at a time")
+        self.after_ok = True
         self.probes += 1
         if self.probes > self.size_bytes // self.smallest + 2:
             rule = "a further call brings ranges or nothing"
@@ -295,6 +286,7 @@ class _Answer:
         if verdict.wait:
             await client.sleep(backoff_s(sum(self.failures.values()), client.random.random()))
         if verdict.shrink:
+            self.shrunk = True
             self.max_results = max(_LEAST_RESULTS, (self.max_results or _USUAL_RESULTS) // 10)
             self._note(f"fewer ranges per message: {self.max_results}")
         if verdict.rediscover:
@@ -305,7 +297,9 @@ class _Answer:
 
     async def _give_up(self, failure: Failure, verdict: Verdict) -> None:
         """Raise what the caller acts on, or begin again if that was not done yet."""
-        error = self._error(failure, self.down if verdict.then == "restart" else verdict.then)
+        then = self.down if verdict.then == "restart" else verdict.then
+        asked = self.question
+        error = explain(failure, self.client.driver, asked.method, asked.namespace, then, self.secret)
         if verdict.then == "restart":
             self._begin_again(error)
             return
@@ -322,18 +316,6 @@ class _Answer:
         self.sink.reset()
         self._start_over()
         self._progressed()
-
-    def _error(self, failure: Failure, then: Rung) -> RungFailed:
-        said = clean(failure.message, self.secret)
-        driver, method = self.client.driver, self.question.method
-        if failure.code is Code.PERMISSION_DENIED:
-            return CBTForbidden(driver, method, then, said, namespace=self.question.namespace)
-        kind: type[RungFailed]
-        if failure.code is not None:
-            kind = _BY_CODE.get(failure.code, RungFailed)
-        else:
-            kind = ServiceUnreachable if failure.kind in (Kind.UNREACHABLE, Kind.UNTRUSTED) else Exhausted
-        return kind(driver, method, then, said, code=failure.name)
 
     def _failed(self, kind: type[RungFailed], said: str) -> RungFailed:
         return kind(self.client.driver, self.question.method, self.down, said)
@@ -370,24 +352,6 @@ class _Answer:
             notes=tuple(self.notes),
             service_revision=self.client.service.revision,
         )
-
-
-_BY_CODE: dict[Code, type[RungFailed]] = {
-    Code.INVALID_ARGUMENT: RequestRefused,
-    Code.NOT_FOUND: BaseNotFound,
-    Code.FAILED_PRECONDITION: NotTracked,
-    Code.OUT_OF_RANGE: OutOfRange,
-    Code.UNIMPLEMENTED: Unsupported,
-    Code.UNAUTHENTICATED: CBTAuthFailed,
-    Code.CANCELLED: Exhausted,
-    Code.UNKNOWN: Exhausted,
-    Code.DEADLINE_EXCEEDED: Exhausted,
-    Code.ABORTED: Exhausted,
-    Code.UNAVAILABLE: Exhausted,
-    Code.DATA_LOSS: Exhausted,
-    Code.INTERNAL: Exhausted,
-    Code.RESOURCE_EXHAUSTED: Exhausted,
-}
 
 
 def _judged(checks: Checks, data: bytes) -> Extents:

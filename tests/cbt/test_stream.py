@@ -159,6 +159,8 @@ async def test_a_driver_that_pages_is_called_until_it_has_no_more() -> None:
         evidence = await ask_allocated(here, sink)
     assert sink.ranges == ranges
     assert (evidence.tuples, evidence.probes) == (25, 7)
+    # Once it is known to page, bigger pages are asked for: sidecars serve few calls a second.
+    assert [request.max_results for request in here.service.requests] == [10_000, 10_000, *[190_000] * 6]
 
 
 async def test_a_trusted_driver_is_not_probed() -> None:
