@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 from cronsim import CronSim, CronSimError
 
-MISSED_LIMIT = 500
+MISSED_LIMIT = 200
 """Missed slots are counted up to here: more says nothing new, and counting them would hold up the caller."""
 SHORTEST = timedelta(minutes=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
