@@ -100,6 +100,10 @@ class Point:
     tally: Tally
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
 _sequence = iter(range(1, 1 << 30))
 
 
@@ -114,7 +118,7 @@ async def announce(
     shards: int = 1,
 ) -> str:
     """Put intent and plan; `ranges` are bytes (None: all). Return the intent's id."""
-    size = volume.stat().st_size
+    size = _size(volume)
     chunks = ChunkSet(size, chunk_size)
     for offset, length in [(0, size)] if ranges is None else ranges:
         chunks.add_range(offset, length)

@@ -1,0 +1,134 @@
+"""A restore writes exactly the point, notices every damage, and refuses what it can't do before it writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.blocks.errors import ReadBackMismatch, TargetFull, TargetTooSmall
+from orchestrator.blocks.readback import read_back
+from orchestrator.blocks.restore import write_point
+from orchestrator.blocks.target import Target
+from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.vault import Vault
+from tests.blocks.stores import MemoryStore
+from tests.blocks.volumes import CHUNK, Point, Volume, give_back, take, vault_on
+
+SIZE = 60 * CHUNK + 4096 + 17
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+async def vault(store: MemoryStore) -> Vault:
+    return await vault_on(store)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.scatter(0.5)
+    volume.noise(SIZE - 1000, 1000)
+    return volume
+
+
+@pytest.fixture
+async def point(vault: Vault, volume: Volume) -> Point:
+    return await take(vault, volume.path)
+
+
+@pytest.mark.parametrize("extra", [0, 3 * CHUNK + 512])
+async def test_a_used_target_holds_the_volume_and_zeros_beyond_it(
+    tmp_path: Path, vault: Vault, volume: Volume, point: Point, extra: int
+) -> None:
+    # given a target full of somebody's old data, as large as the volume or larger
+    target_path = tmp_path / "used"
+    target_path.write_bytes(b"old!" * ((SIZE + extra) // 4 + 1))
+    os.truncate(target_path, SIZE + extra)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    # when the point is restored onto it and read back
+    with Target.open(target_path, SIZE) as target:
+        await write_point(vault, manifest, target)
+    digest = await read_back(vault, manifest, str(target_path), sha256=True)
+    # then it holds the volume, and nothing old
+    assert target_path.read_bytes() == volume.path.read_bytes() + bytes(extra)
+    assert digest == volume.sha256()
+
+
+async def test_holes_stay_holes(tmp_path: Path, vault: Vault) -> None:
+    volume = Volume(tmp_path / "sparse", 1 << 30)
+    volume.noise(512 << 20, CHUNK)
+    point = await take(vault, volume.path, [(512 << 20, CHUNK)], mode="allocated")
+    await give_back(vault, point, tmp_path / "back", sha256=False)
+    assert (tmp_path / "back").stat().st_blocks * 512 <= 2 * CHUNK
+
+
+async def test_a_target_too_small_is_refused_before_a_byte_is_written(tmp_path: Path, point: Point) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"keep" * 100)
+    with pytest.raises(TargetTooSmall):
+        Target.open(small, SIZE)
+    assert small.read_bytes() == b"keep" * 100
+
+
+async def test_a_full_target_is_named_as_such(vault: Vault, point: Point) -> None:
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    fd = os.open("/dev/full", os.O_RDWR)
+    with Target(fd, "/dev/full", SIZE, known_zero=True, is_device=False) as target, pytest.raises(TargetFull):
+        await write_point(vault, manifest, target)
+
+
+@pytest.mark.parametrize("where", [0, 70, 5000, -100, -5])
+async def test_one_flipped_bit_in_a_pack_is_found_or_harmless(
+    tmp_path: Path, vault: Vault, store: MemoryStore, volume: Volume, point: Point, where: int
+) -> None:
+    # given a pack with one bit flipped: in its header, in its chunks, in its footer
+    (key,) = [key for key in store.objects if "/packs/" in key]
+    flipped = bytearray(store.objects[key])
+    flipped[where] ^= 1
+    store.objects[key] = bytes(flipped)
+    # when the point is restored
+    # then it is found if what was restored needs it, and does no harm if not (header and footer)
+    try:
+        digest = await give_back(vault, point, tmp_path / "back")
+    except Damaged as found:
+        message = str(found)
+    else:
+        message = key
+        assert where in (0, -100, -5)
+        assert digest == volume.sha256()
+    assert key in message
+
+
+async def test_a_pack_that_is_gone_is_named(tmp_path: Path, vault: Vault, store: MemoryStore, point: Point) -> None:
+    (key,) = [key for key in store.objects if "/packs/" in key]
+    del store.objects[key]
+    with pytest.raises(ObjectMissing, match=key):
+        await give_back(vault, point, tmp_path / "back")
+
+
+@pytest.mark.parametrize("where", ["data", "hole"])
+async def test_what_the_target_lost_shows_when_it_is_read_back(
+    tmp_path: Path, vault: Vault, volume: Volume, where: str
+) -> None:
+    # given a restored target on which one byte changed since, in a chunk or in a hole
+    volume.write(10 * CHUNK, bytes(2 * CHUNK))
+    volume.noise(20 * CHUNK, CHUNK)
+    point = await take(vault, volume.path)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    back = tmp_path / "back"
+    await give_back(vault, point, back)
+    index = 20 if where == "data" else 11
+    with back.open("r+b") as file:
+        file.seek(index * CHUNK + 77)
+        file.write(b"\x5a" if where == "hole" else bytes((volume.path.read_bytes()[20 * CHUNK + 77] ^ 1,)))
+    # when it is read back
+    # then the chunk is named
+    with pytest.raises(ReadBackMismatch, match=f"chunk {index} "):
+        await read_back(vault, manifest, str(back), known_zero=True)
