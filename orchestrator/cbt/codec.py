@@ -25,6 +25,8 @@ _GROUP = 6
 _FEW = 16
 """A window that gave fewer ranges than this was not worth its scan."""
 _MOST_SLOW = 4096
+_LEAST_ROWS, _MOST_ROWS = 64, 8192
+"""Ranges looked at together when they are all alike; grows while they are."""
 _PAD = 8
 _U64 = (1 << 64) - 1
 
@@ -67,6 +69,7 @@ class _Decoder:
         self.driver = driver
         self.block_type = 0
         self.capacity = 0
+        self.rows = _LEAST_ROWS
         self.parts: list[tuple[Int64s, Int64s]] = []
         self.offsets: list[int] = []
         self.sizes: list[int] = []
@@ -103,6 +106,9 @@ class _Decoder:
 
     def _fast(self, pos: int) -> tuple[int, int]:
         """Read ranges in the usual layout from `pos` on; return the position after them and their number (may be 0)."""
+        count = self._alike(pos)
+        if count:
+            return pos + count * (self.data[pos + 1] + 2), count
         window = self.bytes[pos : min(pos + _WINDOW, len(self.data))]
         stops = np.flatnonzero(window < 0x80)
         count = len(stops) // _GROUP
@@ -129,11 +135,49 @@ class _Decoder:
             if count == 0:
                 return self._one_slow(pos)
         words = self.words[pos:]
-        offsets = _varints(words[start[:count] + 3], offset_len[:count])
-        sizes = _varints(words[offset_end[:count] + 2], size_len[:count])
+        offsets = _join(words[start[:count] + 3] & _KEEP[offset_len[:count]])
+        sizes = _join(words[offset_end[:count] + 2] & _KEEP[size_len[:count]])
         self._flush()
         self.parts.append((offsets, sizes))
         return pos + int(size_end[count - 1]) + 1, count
+
+    def _alike(self, pos: int) -> int:
+        """Read ranges whose numbers are all as long as those of the first; return how many there were, 0 if too few.
+
+        That is a table with fixed columns, as blocks of one size make it: no search for the ends is needed.
+        """
+        data, width = self.data, self.data[pos + 1] + 2
+        rows = min((len(data) - pos) // width, self.rows)
+        if rows < _FEW or any(
+            data[at] != 0x1A or data[at + 1] + 2 != width for at in range(pos, pos + 8 * width, width)
+        ):
+            return 0
+        long = 1
+        while data[pos + 2 + long] >= 0x80:
+            long += 1
+        short = width - 4 - long
+        if long > _PAD - 1 or not 0 < short <= _PAD:
+            return 0
+        head = self._column(pos, width, rows)
+        offset = self._column(pos + 3, width, rows)
+        size = self._column(pos + 4 + long, width, rows)
+        good = head & np.uint64(0xFFFFFF) == np.uint64(0x08_00_1A | width - 2 << 8)
+        # All bytes of a number but the last have their top bit; the tag of the size follows the offset.
+        good &= offset & np.uint64(_tops(long) | 0xFF << 8 * long) == np.uint64(_tops(long - 1) | 0x10 << 8 * long)
+        good &= size & np.uint64(_tops(short)) == np.uint64(_tops(short - 1))
+        if good.all():
+            self.rows = min(self.rows * 4, _MOST_ROWS)
+        else:
+            rows, self.rows = int(good.argmin()), _LEAST_ROWS
+            if rows < _FEW:
+                return 0
+        self._flush()
+        self.parts.append((_join(offset[:rows] & _KEEP[long]), _join(size[:rows] & _KEEP[short])))
+        return rows
+
+    def _column(self, pos: int, width: int, rows: int) -> NDArray[np.uint64]:
+        """Return the 8 bytes at `pos` and at every `width` bytes after it."""
+        return self.words[pos : pos + (rows - 1) * width + 1 : width].copy()
 
     def _one_slow(self, pos: int) -> tuple[int, int]:
         return self._field(pos, len(self.data)), 0
@@ -219,10 +263,14 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _varints(words: NDArray[np.uint64], lengths: Int64s) -> Int64s:
-    """Take the varints of at most 8 bytes at the front of little-endian `words` together, seven bits from each byte."""
-    x = words & _KEEP[lengths]
-    x &= _7_BITS
+def _tops(count: int) -> int:
+    """Return the top bits of the lowest `count` bytes."""
+    return 0x8080808080808080 & (1 << 8 * count) - 1
+
+
+def _join(words: NDArray[np.uint64]) -> Int64s:
+    """Join the seven low bits of each byte of little-endian `words`: varints of at most 8 bytes, the rest zero."""
+    x = words & _7_BITS
     x = (x & _14_LOW) | ((x & _14_HIGH) >> np.uint64(1))
     x = (x & _28_LOW) | ((x & _28_HIGH) >> np.uint64(2))
     x = (x & _56_LOW) | ((x & _56_HIGH) >> np.uint64(4))

@@ -203,6 +203,30 @@ def test_garbage_is_read_as_google_reads_it_or_refused(google: Any, data: bytes)
     assert got == _ask(google, data)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_one_wrong_byte_in_a_table_of_equal_ranges_is_never_overlooked(google: Any, seed: int) -> None:
+    """Ranges of one width are read as a table, without looking for the ends of numbers; any byte may spoil that."""
+    rng = random.Random(seed)
+    long, short = rng.randrange(1, 9), rng.randrange(1, 9)
+    rows = [
+        (rng.randrange(1 << 7 * (long - 1), 1 << 7 * long), rng.randrange(1 << 7 * (short - 1), 1 << 7 * short))
+        for _ in range(400)
+    ]
+    good = b"".join(
+        b"\x1a" + varint(long + short + 2) + b"\x08" + varint(offset) + b"\x10" + varint(size) for offset, size in rows
+    )
+    assert pairs(decode(good)) == rows
+    for _ in range(400):
+        spoiled = bytearray(good)
+        spoiled[rng.randrange(len(good))] = rng.choice([rng.randrange(256), 0x80, 0x1A, 0x08, 0x10, 0xFF])
+        expected = _ask(google, bytes(spoiled))
+        try:
+            got = read(bytes(spoiled))
+        except ContractViolation:
+            got = None
+        assert got == expected
+
+
 def test_a_hostile_message_of_tiny_pieces_takes_bounded_time() -> None:
     """Layouts that change at every range must not make the scan start over and over on the whole rest."""
     usual, odd = b"\x1a\x04\x08\x01\x10\x01", b"\x1a\x04\x10\x01\x08\x01"
