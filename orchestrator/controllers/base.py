@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from orchestrator.api.meta import K8sObject
 from orchestrator.clock import Clock
@@ -24,6 +24,7 @@ from orchestrator.kube.client import Client
 from orchestrator.kube.events import Recorder
 from orchestrator.kube.queue import Closed, WorkQueue
 from orchestrator.kube.tokens import AccountTokens
+from orchestrator.observe.metrics import Metrics
 
 if TYPE_CHECKING:
     from orchestrator.controllers.repositories import Repositories  # it imports this module
@@ -53,26 +54,6 @@ class Requeue(NamedTuple):
     after_s: float
 
 
-class Meter(Protocol):
-    """Where reconciles are counted. Labels from closed sets only: the controller's name, a reason."""
-
-    def reconciled(self, controller: str, seconds: float, outcome: str) -> None:
-        """Count one reconcile; outcome is `done`, `requeue` or `error`."""
-
-    def reconcile_error(self, controller: str, reason: str) -> None:
-        """Count one error: `tidemark_reconcile_errors_total{controller,reason}`."""
-
-
-class NoMeter:
-    """Counts nothing."""
-
-    def reconciled(self, controller: str, seconds: float, outcome: str) -> None:
-        """Ignore."""
-
-    def reconcile_error(self, controller: str, reason: str) -> None:
-        """Ignore."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What `app` hands to every controller."""
@@ -89,7 +70,8 @@ class Context:
     """Opens repositories, with their Secrets."""
     tokens: AccountTokens
     """The token source for `cbt`."""
-    meter: Meter = field(default_factory=NoMeter)
+    meter: Metrics = field(default_factory=Metrics)
+    """Counters of what happens."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Further single instances that controllers share, by name."""
 

@@ -112,8 +112,14 @@ class Cache(Generic[T]):
         self._handlers: list[Handler[T]] = []
         self._graves: OrderedDict[str, None] = OrderedDict()
         self._version = ""
+        self._heard_at: float | None = None
 
     # Readers
+
+    @property
+    def age_s(self) -> float | None:
+        """Return seconds since the server was last heard of, a bookmark included; None before the first list."""
+        return None if self._heard_at is None else asyncio.get_running_loop().time() - self._heard_at
 
     def get(self, name: str, namespace: str = "") -> T | None:
         """Return the object, None when unknown."""
@@ -182,6 +188,7 @@ class Cache(Generic[T]):
 
     async def _list(self) -> None:
         listing = await self._client.listing(self.kind, self.namespace, labels=self.labels)
+        self._heard_at = asyncio.get_running_loop().time()
         self.stats.lists += 1
         self.absent = False
         self._replace(listing.items, listing.bad, listing.resource_version)
@@ -219,6 +226,7 @@ class Cache(Generic[T]):
             idle_s=self._timing.idle_s,
         )
         async for event in events:
+            self._heard_at = asyncio.get_running_loop().time()
             self.problem = ""
             if isinstance(event, BadItem):
                 self._note_bad(event)

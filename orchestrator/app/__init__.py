@@ -15,144 +15,37 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, NamedTuple
 
-from orchestrator.api.foreign.core import (
-    Job,
-    Namespace,
-    PersistentVolume,
-    PersistentVolumeClaim,
-    Pod,
-    StorageClass,
-)
-from orchestrator.api.foreign.snapshot import (
-    SnapshotMetadataService,
-    VolumeSnapshot,
-    VolumeSnapshotClass,
-    VolumeSnapshotContent,
-)
-from orchestrator.api.meta import K8sObject
-from orchestrator.api.tidemark.backup import Backup
-from orchestrator.api.tidemark.backup_policy import BackupPolicy
-from orchestrator.api.tidemark.backup_repository import BackupRepository
-from orchestrator.api.tidemark.fields import (
-    LABEL_BACKUP_UID,
-    LABEL_MANAGED_BY,
-    LABEL_POINT_UID,
-    LABEL_PVC_UID,
-    LABEL_RESTORE_UID,
-    MANAGED_BY,
-)
-from orchestrator.api.tidemark.recovery_point import RecoveryPoint
-from orchestrator.api.tidemark.restore import Restore
+from orchestrator.api.foreign.core import Namespace
+from orchestrator.app.house import Builder, Health, House, Part, PartDied
+from orchestrator.app.kinds import build_caches
+from orchestrator.app.sources import sources
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.config import Settings
-from orchestrator.controllers.base import Context, Controller, Meter, NoMeter
+from orchestrator.controllers.base import Context, Controller
 from orchestrator.controllers.repositories import Repositories
 from orchestrator.errors import LeaseStale, Retryable, Terminal, TidemarkError
 from orchestrator.fence import Fence, OpenFence
 from orchestrator.kube import errors
-from orchestrator.kube.cache import Cache, Caches
+from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.events import Recorder
 from orchestrator.kube.lease import Lease
 from orchestrator.kube.tokens import AccountTokens
+from orchestrator.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+VERSION = metadata.version("tidemark")
 DRAIN_S = 20.0
 """How long reconciles in hand may take after SIGTERM; a pod gets 30 s in all."""
 REACH_S = 60.0
 """How long the first answer of the API server is waited for."""
 LAG_WARN_S = 0.25
-
-
-class Kept(NamedTuple):
-    """One row of the table of kinds: what is cached, how far, and by which labels it is found."""
-
-    kind: type[K8sObject]
-    indices: Mapping[str, str] = {}
-    """Index name -> label whose value is the key."""
-    ours_only: bool = False
-    """Only what carries our managed-by label, in the controller's namespace."""
-    optional: bool = False
-    """Not every cluster has it; absent counts as none."""
-
-
-_BY_WORK = {"point": LABEL_POINT_UID, "restore": LABEL_RESTORE_UID}
-
-KINDS = (
-    Kept(BackupPolicy),
-    Kept(Backup),
-    Kept(RecoveryPoint, {"backup": LABEL_BACKUP_UID, "pvc": LABEL_PVC_UID}),
-    Kept(Restore),
-    Kept(BackupRepository),
-    Kept(Namespace),
-    Kept(PersistentVolumeClaim, _BY_WORK),
-    Kept(PersistentVolume, _BY_WORK),
-    Kept(StorageClass),
-    Kept(Job, _BY_WORK, ours_only=True),
-    Kept(Pod, _BY_WORK, ours_only=True),
-    # Their CRDs come with a CSI driver: without them backups say so in a condition, and the rest of the house works.
-    Kept(VolumeSnapshot, _BY_WORK, optional=True),
-    Kept(VolumeSnapshotContent, _BY_WORK, optional=True),
-    Kept(VolumeSnapshotClass, optional=True),
-    Kept(SnapshotMetadataService, optional=True),
-)
-"""Every kind that controllers read from a cache. Secrets are not among them: they are read when needed."""
-
-
-class PartDied(Retryable):
-    """A long-lived part of the controller ended; the whole process ends with it."""
-
-    reason = "PartDied"
-    remedy = "The process ends and is to be started again; its log says more."
-
-    def __init__(self, part: str, error: BaseException | None) -> None:
-        """Name the part and what it said."""
-        cause = "it returned" if error is None else str(error) or type(error).__name__
-        super().__init__(f"The controller's part {part!r} ended: {cause}")
-
-
-class Part(NamedTuple):
-    """A long-lived child of the house."""
-
-    name: str
-    run: Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class House:
-    """What runs once this process holds the lease: the nouns' controllers and whatever else lives with them."""
-
-    controllers: Sequence[Controller[Any]] = ()
-    parts: Sequence[Part] = ()
-
-
-Builder = Callable[[Context], House]
-
-
-@dataclass(kw_only=True)
-class Health:
-    """What probes and the status page ask. Written by the house, read by the web server."""
-
-    caches: Caches
-    lease: Lease | None = None
-    leading: bool = False
-    loop_lag_s: float = 0.0
-    stopping: bool = False
-    context: Context | None = None
-    controllers: Sequence[Controller[Any]] = field(default_factory=tuple)
-
-    def unready(self) -> list[str]:
-        """Return why this process should get no traffic yet; empty when it is ready (a standby is ready too)."""
-        return ["stopping"] if self.stopping else [f"not synced: {kind}" for kind in self.caches.unsynced()]
-
-    def unhealthy(self) -> list[str]:
-        """Return why this process should be killed; empty when it is well."""
-        return [f"the event loop is {self.loop_lag_s:.1f} s late"] if self.loop_lag_s > 10.0 else []
 
 
 async def run(
@@ -162,7 +55,6 @@ async def run(
     kube_context: str | None = None,
     build: Builder | None = None,
     serve: Callable[[Settings, Health], Part] | None = None,
-    meter: Meter | None = None,
     clock: Clock | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -180,6 +72,8 @@ async def run(
     ):
         caches = build_caches(client, settings)
         client.on_reply.append(caches.learn)
+        health = Health(caches=caches, lease=lease)
+        metrics = Metrics(sources(caches, clock, lambda: health.controllers), version=VERSION)
         context = Context(
             client=client,
             caches=caches,
@@ -190,40 +84,17 @@ async def run(
             cluster_id=await _cluster_id(client, stop),
             repositories=Repositories(client, caches, settings, clock),
             tokens=AccountTokens(client, clock, service_account=settings.service_account, namespace=settings.namespace),
-            meter=meter or NoMeter(),
+            meter=metrics,
         )
-        health = Health(caches=caches, lease=lease, context=context)
-        await _live(context, health, build or inhabitants, serve, stop)
+        health.context = context
+        await _live(context, health, build or _everybody, serve, stop)
 
 
-def inhabitants(context: Context) -> House:
-    """Return every noun's controller and the timers."""
-    raise AssertionError(context)
+def _everybody(context: Context) -> House:
+    # Imported when the house is built: what only asks for --help or tests the house does not pay for all nouns.
+    from orchestrator.app.inhabitants import inhabitants
 
-
-def build_caches(client: Client, settings: Settings) -> Caches:
-    """Return an unfilled cache for each row of KINDS."""
-    caches = Caches()
-    for row in KINDS:
-        caches.add(
-            Cache(
-                client,
-                row.kind,
-                namespace=settings.namespace if row.ours_only else "",
-                labels=f"{LABEL_MANAGED_BY}={MANAGED_BY}" if row.ours_only else "",
-                indexers={name: _by_label(label) for name, label in row.indices.items()},
-                optional=row.optional,
-            )
-        )
-    return caches
-
-
-def _by_label(label: str) -> Callable[[K8sObject], tuple[str, ...]]:
-    def values(obj: K8sObject) -> tuple[str, ...]:
-        value = obj.metadata.labels.get(label)
-        return (value,) if value else ()
-
-    return values
+    return inhabitants(context)
 
 
 async def _live(
@@ -387,6 +258,8 @@ async def _watch_lag(health: Health) -> None:
         due = loop.time() + 1.0
         await asyncio.sleep(1.0)
         health.loop_lag_s = max(0.0, loop.time() - due)
+        if health.context is not None:
+            health.context.meter.loop_lagged(health.loop_lag_s)
         if health.loop_lag_s > LAG_WARN_S:
             log.warning("the event loop was blocked for %.2f s", health.loop_lag_s)
 

@@ -1,0 +1,29 @@
+"""The list of those who live in the house: every noun's controller, and the timers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.api.tidemark.backup_policy import BackupPolicy
+from orchestrator.app.house import House, Part
+from orchestrator.controllers.backup import BackupController
+from orchestrator.controllers.backup_policy import BackupPolicyController
+from orchestrator.controllers.backup_repository import BackupRepositoryController
+from orchestrator.controllers.base import Context, Controller
+from orchestrator.controllers.recovery_point import RecoveryPointController
+from orchestrator.controllers.restore import RestoreController
+from orchestrator.controllers.wake import Wake
+
+
+def inhabitants(context: Context) -> House:
+    """Return every noun's controller and the timers."""
+    policies = BackupPolicyController(context)
+    controllers: list[Controller[Any]] = [
+        policies,
+        BackupController(context),
+        RecoveryPointController(context),
+        RestoreController(context),
+        BackupRepositoryController(context),
+    ]
+    wake = Wake(context.caches.of(BackupPolicy), context.clock, policies.queue.add)
+    return House(controllers=controllers, parts=[Part("wake", wake.run)])

@@ -1,0 +1,89 @@
+"""What the metrics page reads from the caches at each scrape. Nothing is counted or remembered here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from orchestrator.api.foreign.core import Job
+from orchestrator.api.meta import condition
+from orchestrator.api.tidemark.backup_repository import BackupRepository
+from orchestrator.api.tidemark.fields import LABEL_TASK
+from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.clock import Clock
+from orchestrator.controllers import rpo
+from orchestrator.controllers.base import Controller
+from orchestrator.kube.cache import Caches
+from orchestrator.observe.state import (
+    MoverSample,
+    PointSample,
+    QueueSample,
+    RepositorySample,
+    SnapshotSample,
+    Sources,
+)
+
+
+def sources(caches: Caches, clock: Clock, controllers: Callable[[], Sequence[Controller[Any]]]) -> Sources:
+    """Return the sources of one controller process; `controllers` gives those that run now."""
+    return Sources(
+        rpo=partial(rpo.samples, caches, clock),
+        points=partial(points, caches),
+        snapshots=partial(snapshots, caches),
+        repositories=partial(repositories, caches),
+        movers=partial(movers, caches),
+        queues=lambda: queues(controllers()),
+    )
+
+
+def points(caches: Caches) -> Iterable[PointSample]:
+    """Count recovery points by policy and phase."""
+    counts = Counter(
+        (point.namespace, point.spec.policy.name if point.spec.policy else "", point.status.phase.value)
+        for point in caches.of(RecoveryPoint).all()
+    )
+    return [PointSample(*labels, count) for labels, count in sorted(counts.items())]
+
+
+def snapshots(caches: Caches) -> Iterable[SnapshotSample]:
+    """Count the physical snapshots that points keep, by driver."""
+    counts = Counter(
+        point.status.driver
+        for point in caches.of(RecoveryPoint).all()
+        if point.status.snapshot_kept and point.status.driver
+    )
+    return [SnapshotSample(driver, count) for driver, count in sorted(counts.items())]
+
+
+def repositories(caches: Caches) -> Iterable[RepositorySample]:
+    """Tell how each repository was when it was last looked at."""
+    for repository in caches.of(BackupRepository).all():
+        status = repository.status
+        ready = condition(status.conditions, "Ready")
+        swept = status.last_maintenance
+        yield RepositorySample(
+            repository=repository.name,
+            reachable=None if ready is None or ready.status == "Unknown" else ready.status == "True",
+            bytes=status.usage.bytes if status.usage else None,
+            objects=status.usage.objects if status.usage else None,
+            points=status.usage.points if status.usage else None,
+            last_maintenance_timestamp=swept.timestamp() if swept else None,
+        )
+
+
+def movers(caches: Caches) -> Iterable[MoverSample]:
+    """Count movers by task: Jobs that run, and points that wait for a slot."""
+    running = Counter(
+        job.metadata.labels.get(LABEL_TASK, "unknown")
+        for job in caches.of(Job).all()
+        if not job.complete and not job.failed
+    )
+    waiting = Counter("backup" for point in caches.of(RecoveryPoint).all() if point.status.phase is PointPhase.WAITING)
+    return [MoverSample(task, running[task], waiting[task]) for task in sorted({"backup", *running})]
+
+
+def queues(controllers: Sequence[Controller[Any]]) -> Iterable[QueueSample]:
+    """Tell each controller's backlog, and how long ago its kind was last heard of."""
+    return [QueueSample(each.name, len(each.queue), each.cache.age_s) for each in controllers]
