@@ -6,7 +6,9 @@ UV_VERSION := 0.13.9
 STAMP := .venv/.installed
 ARGS ?=
 
-.PHONY: help install demo test quick check lint types contracts gen gen-check bench clean
+.PHONY: help install demo test quick check lint types contracts gen gen-check bench real-tools test-real test-chaos clean
+
+export KUBEBUILDER_ASSETS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidemark/tools/bin
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -54,6 +56,15 @@ check: lint types contracts gen-check ## All that the gate runs on code
 
 bench: $(STAMP) ## Benchmarks; ARGS="--only NAME"
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+real-tools: ## Build etcd, kube-apiserver, kubectl and an S3 server from pinned Go modules (cached)
+	@sh tests/real/tools/build.sh
+
+test-real: $(STAMP) ## Suites against real servers and tools (make real-tools first)
+	@$(BIN)/python -m pytest -q -m real $(ARGS)
+
+test-chaos: $(STAMP) ## Kills and faults at seeded random moments; minutes
+	@$(BIN)/python -m pytest -q -m chaos $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
