@@ -40,9 +40,9 @@ class PageReader:
         for position, ref in enumerate(refs):
             groups.setdefault(ref.object, []).append(position)
         found: dict[int, bytes] = {}
-        for ref, positions in groups.items():
+        for name, positions in groups.items():
             ranges = [(refs[at].slot * SLOT_UNIT, refs[at].length) for at in positions]
-            pieces = await self.vault.store.get_ranges(self.vault.names.map(ref), ranges)
+            pieces = await self.vault.store.get_ranges(self.vault.names.map(name), ranges)
             wanted = [refs[at] for at in positions]
             if sum(map(len, pieces)) > 256 * 1024:
                 plain = await asyncio.to_thread(self._open, wanted, pieces)

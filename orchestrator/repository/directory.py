@@ -8,6 +8,7 @@ its content is on disk, a blocking call on the event loop.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import errno
 import os
@@ -150,7 +151,7 @@ class DirectoryStore:
             raise ValueError(f"{key!r} is not an object's name")
         return self.root.joinpath(*parts)
 
-    def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> builtins.list[bytes]:
         descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         try:
             return [_pread(descriptor, start, length) for start, length in ranges]

@@ -123,7 +123,8 @@ class Leaf:
         if not self._bits & bit:
             return None
         rank = (self._bits & (bit - 1)).bit_count()
-        return _entry(*_ENTRY.unpack_from(self._raw, self._entries + rank * _ENTRY.size), self.packs)
+        chunk_id, word = _ENTRY.unpack_from(self._raw, self._entries + rank * _ENTRY.size)
+        return _entry(chunk_id, word, self.packs)
 
     def items(self) -> Iterator[tuple[int, Entry]]:
         """Yield (chunk number inside the leaf, entry), ascending."""

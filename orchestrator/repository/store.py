@@ -17,7 +17,8 @@ from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreOptionUnknown
 
 COALESCE_GAP = 256 * 1024
-COALESCE_LIMIT = 16 * 1024 * 1024
+COALESCE_LIMIT = 64 * 1024 * 1024
+"""A whole pack may come in one request: who reads bounds memory by asking for less."""
 
 
 @dataclass(frozen=True, slots=True)
