@@ -30,7 +30,7 @@ from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import ShardsMissing
 from orchestrator.repository.intent import Intent, open_intent
-from orchestrator.repository.layout import LEAF_CHUNKS, ObjectRef
+from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
 from orchestrator.repository.manifest import PointRef, PointStats, open_manifest
 from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.pack import Entry, read_footer
@@ -54,6 +54,7 @@ class CopyOptions:
     """Bytes per second read from the volume."""
     equal_chunks: bool = True
     """Store equal chunks of the point once."""
+    pack_bytes: int = PACK_TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class _Copier:
             number=number,
             shards=plan.shards,
         )
-        self._packs = PackWriter(vault, record.point_id, self._loop)
+        self._packs = PackWriter(vault, record.point_id, self._loop, target=options.pack_bytes)
         self._crew = Crew("the backup")
         self._map_turn = asyncio.Lock()
         self._abort: Future[None] | None = None
@@ -152,6 +153,7 @@ class _Copier:
             todo=Channel(self._crew, window),
             done=Sequence(self._crew, window),
             unit_bytes=UNIT_BYTES,
+            skip_same=self._inherits and known is not None and known.root.volume_size == record.volume_size,
         )
 
     @classmethod
@@ -264,14 +266,14 @@ class _Copier:
     def _map(self) -> None:
         """Put results into the map in order of index, and write pages that are complete. Runs in its own thread."""
         flushed = self._first
-        while (results := self._shop.done.take()) is not None:
+        while (done := self._shop.done.take()) is not None:
+            after, results = done
             for index, result in results:
                 entry = self._settled(result)
                 if entry is not None:
                     self._set(index, entry)
                 elif self._inherits:  # a map that starts empty has a hole there already
                     self._builder.clear(index)
-            after = results[-1][0] + 1
             if after // LEAF_CHUNKS > flushed // LEAF_CHUNKS:
                 with self._tally.stage("map"):
                     self._crew.call(self._flush(after))

@@ -24,6 +24,8 @@ from orchestrator.repository.packwriter import PackWriter
 
 Result = Entry | Place | None
 """Where a chunk is, or will be once another thread has stored it; None: zero."""
+Results = tuple[int, list[tuple[int, Result]]]
+"""The index after a unit's last chunk, and what its chunks came to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,10 @@ class Shop:
     equal: EqualChunks | None
     packs: PackWriter
     todo: Channel[Work]
-    done: InOrder[list[tuple[int, Result]]]
+    done: InOrder[Results]
     unit_bytes: int
+    skip_same: bool
+    """The map inherits the base's: a chunk that is what it was there needs no entry."""
 
 
 class Reader:
@@ -63,16 +67,19 @@ class Reader:
         while (work := self._shop.todo.get()) is not None:
             self._shop.done.put(work.unit.number, self.copy(work))
 
-    def copy(self, work: Work) -> list[tuple[int, Result]]:
-        """Read one unit and return where each of its chunks is."""
-        size, results = self._shop.chunk_size, []
+    def copy(self, work: Work) -> Results:
+        """Read one unit and say where each of its chunks is."""
+        size, skip_same = self._shop.chunk_size, self._shop.skip_same
+        results: list[tuple[int, Result]] = []
         known = iter(work.known)
         for first, stop in work.unit.runs:
             data = self._read(first * size, (stop - first) * size)
             for index in range(first, stop):
-                at = (index - first) * size
-                results.append((index, self._chunk(index, data[at : at + size], next(known))))
-        return results
+                at, before = (index - first) * size, next(known)
+                result = self._chunk(index, data[at : at + size], before)
+                if result is None or result is not before or not skip_same:
+                    results.append((index, result))
+        return work.unit.runs[-1][1], results
 
     def _read(self, offset: int, length: int) -> memoryview:
         tally = self._tally

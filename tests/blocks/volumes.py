@@ -158,10 +158,12 @@ async def announce(
     return record.point_id
 
 
-async def run(vault: Vault, intent_id: str, volume: Path, *, readers: int = 3) -> Point:
+async def run(vault: Vault, intent_id: str, volume: Path, *, readers: int = 3, pack_bytes: int = 4 << 20) -> Point:
     """Run a planned backup with one shard to its commit."""
     tallies = Tallies()
-    ended = await backup(vault, intent_id, volume, options=CopyOptions(readers=readers), tallies=tallies)
+    ended = await backup(
+        vault, intent_id, volume, options=CopyOptions(readers=readers, pack_bytes=pack_bytes), tallies=tallies
+    )
     ref = ended if isinstance(ended, PointRef) else ended.point
     assert ref is not None
     manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
