@@ -16,9 +16,8 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.api.foreign.core import Namespace
 from orchestrator.app.house import Builder, Health, House, Part, PartDied
@@ -28,10 +27,9 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.config import Settings
 from orchestrator.controllers.base import Context, Controller
 from orchestrator.controllers.repositories import Repositories
-from orchestrator.errors import LeaseStale, Retryable, Terminal, TidemarkError
+from orchestrator.errors import LeaseStale, Terminal, TidemarkError
 from orchestrator.fence import Fence, OpenFence
 from orchestrator.kube import errors
-from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.events import Recorder
 from orchestrator.kube.lease import Lease
