@@ -12,7 +12,7 @@ from orchestrator.sandbox.apiserver import names, strategy
 from orchestrator.sandbox.apiserver.calls import Call
 from orchestrator.sandbox.apiserver.objects import Obj, metadata, name_of, now_text, random_suffix
 from orchestrator.sandbox.apiserver.registry import Kind, object_meta
-from orchestrator.sandbox.apiserver.schema import drop_nulls, drop_unknown, set_defaults
+from orchestrator.sandbox.apiserver.schema import check_types, drop_nulls, drop_unknown, set_defaults
 from orchestrator.sandbox.apiserver.status import (
     Cause,
     bad_request,
@@ -56,6 +56,8 @@ def check_type(call: Call, obj: Obj, kind: Kind) -> None:
 
 def check_fields(call: Call, obj: Obj, kind: Kind, duplicates: list[str] | None = None) -> None:
     """Drop fields that the schema does not know; warn or refuse as `fieldValidation` says."""
+    if not kind.custom and (problem := check_types(obj, kind.schema)):
+        raise bad_request(f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: {problem}')
     unknown = drop_unknown(obj, kind.schema, object_meta())
     problems = [f'duplicate field "{d}"' for d in duplicates or []] + [f'unknown field "{u}"' for u in unknown]
     mode = call.field_validation
@@ -117,7 +119,7 @@ def fill_in(kind: Kind, obj: Obj) -> None:
         strategy.set_builtin_defaults(kind, obj)
 
 
-def check_namespace(store: Store, call: Call) -> None:
+def check_namespace(store: Store, call: Call, name: str) -> None:
     """Refuse to create in a namespace that is missing (404) or going (403)."""
     if not call.kind.namespaced or call.kind.storage == "namespaces":
         return
@@ -125,7 +127,7 @@ def check_namespace(store: Store, call: Call) -> None:
     if found is None:
         raise not_found("namespaces", "", call.namespace)
     if found["metadata"].get("deletionTimestamp"):
-        raise terminating(call, "")
+        raise terminating(call, name)
 
 
 def terminating(call: Call, name: str) -> Exception:

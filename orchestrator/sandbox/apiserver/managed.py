@@ -92,8 +92,9 @@ class Managers:
         """Make the manager own what an ordinary write changed, and take it from the others."""
         kind = call.kind
         entries = _read(old) if old is not None else []
-        if old is not None and metadata(new).get("managedFields") == []:
-            entries = []
+        if old is not None and metadata(new).get("managedFields") in ([], [{}]):
+            new["metadata"].pop("managedFields", None)
+            return
         before = old if old is not None else {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
         diff = Difference(_bare(before), _bare(new), kind.schema)
         changed = _owned(diff.added | diff.modified, kind)

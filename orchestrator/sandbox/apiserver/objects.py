@@ -26,7 +26,12 @@ def clone(value: Any) -> Any:
 
 def now_text() -> str:
     """Return this second as Kubernetes writes times."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time_text(dt.datetime.now(dt.UTC))
+
+
+def time_text(moment: dt.datetime) -> str:
+    """Write a time as Kubernetes does, in whole seconds of UTC."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_time(text: str) -> dt.datetime:

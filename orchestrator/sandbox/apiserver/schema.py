@@ -24,7 +24,7 @@ class Node:
     __slots__ = (
         "embedded", "fields", "format", "int_or_string", "items", "list_keys", "list_type", "map_type", "merge_key",
         "merge_strategy", "opaque", "preserve", "raw", "required", "type", "values", "has_defaults", "rules", "default",
-        "nullable", "deep_rules",
+        "nullable", "deep_rules", "name",
     )  # fmt: skip
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
@@ -49,6 +49,7 @@ class Node:
         self.has_defaults = False
         self.rules: Any = None
         self.deep_rules = False
+        self.name = ""
 
     @property
     def is_object(self) -> bool:
@@ -89,6 +90,7 @@ class Definitions:
         if name not in self._nodes:
             raw = self._raw[name]
             node = self._nodes[name] = Node(raw)
+            node.name = name.rsplit(".", 1)[-1]
             node.opaque = name in _OPAQUE or name.startswith(_UNIONS)
             self._fill(node, raw)
         return self._nodes[name]
@@ -105,7 +107,7 @@ class Definitions:
         if not extras:
             return target
         node = Node({**target.raw, **extras})
-        node.opaque = target.opaque
+        node.opaque, node.name = target.opaque, target.name
         self._fill(node, target.raw)
         return node
 
@@ -210,3 +212,40 @@ def drop_nulls(value: Any, node: Node) -> None:
     elif isinstance(value, list) and node.items is not None:
         for item in value:
             drop_nulls(item, node.items)
+
+
+_GO_TYPES = {"string": "string", "boolean": "bool", "integer": "int64", "number": "float64"}
+_JSON_TYPES: dict[type, str] = {str: "string", bool: "bool", int: "number", float: "number", dict: "object", list: "array"}
+
+
+def check_types(value: Any, node: Node, struct: str = "", path: str = "") -> str:
+    """Return what Go's decoder says about the first value of a wrong type in a builtin object; "" if all are right."""
+    if value is None or node.opaque or node.int_or_string or node.name in {"Quantity", "Duration"}:
+        return ""
+    found = _JSON_TYPES[type(value)]
+    wanted = "object" if node.is_object else node.type
+    expected = {"array": "array", "object": "object", "string": "string", "boolean": "bool"}.get(wanted, "number")
+    if wanted and found != expected:
+        return f"json: cannot unmarshal {found} into Go struct field {struct}.{path} of type {_go_type(node)}"
+    if isinstance(value, dict):
+        inner = node.name or struct
+        for name, item in value.items():
+            child = node.child(name)
+            below = path if node.values is not None and name not in node.fields else join(path, name)
+            if child is not None and (problem := check_types(item, child, inner, below)):
+                return problem
+    elif isinstance(value, list) and node.items is not None:
+        for item in value:
+            if problem := check_types(item, node.items, struct, path):
+                return problem
+    return ""
+
+
+def _go_type(node: Node) -> str:
+    if node.type == "array" and node.items is not None:
+        return f"[]{_go_type(node.items)}"
+    if node.values is not None and not node.fields:
+        return f"map[string]{_go_type(node.values)}"
+    if node.format in {"int32", "int64"}:
+        return node.format
+    return _GO_TYPES.get(node.type) or f"v1.{node.name}"

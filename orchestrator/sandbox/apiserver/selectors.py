@@ -143,15 +143,10 @@ def parse_fields(text: str, kind: Kind) -> Predicate:
         if not found:
             raise bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
         if found["key"] not in offered:
-            if kind.custom:
+            if kind.custom or kind.storage in FIELDS:
                 raise bad_request(f"field label not supported: {found['key']}")
-            raise bad_request(
-                f"field label not supported: {found['key']}"
-                if kind.group == "" and kind.storage not in FIELDS
-                else f'"{found["key"]}" is not a known field selector: only "metadata.name", "metadata.namespace"'
-                if kind.storage not in FIELDS
-                else f"field label not supported: {found['key']}"
-            )
+            known = '"metadata.name", "metadata.namespace"'
+            raise bad_request(f'"{found["key"]}" is not a known field selector: only {known}')
         tests.append((tuple(found["key"].split(".")), found["value"].strip(), found["op"] != "!="))
 
     def matches(obj: Obj) -> bool:

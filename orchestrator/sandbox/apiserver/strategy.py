@@ -7,12 +7,13 @@ stored as they come.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import ipaddress
 from collections.abc import Callable
 from typing import Any
 
 from orchestrator.sandbox.apiserver import names
-from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, now_text, uid_of
+from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, time_text, uid_of
 from orchestrator.sandbox.apiserver.registry import Kind
 
 #: Kinds whose spec changes count in metadata.generation.
@@ -37,8 +38,8 @@ CREATE_ON_UPDATE = {
     "rolebindings.rbac.authorization.k8s.io", "clusterrolebindings.rbac.authorization.k8s.io",
     "leases.coordination.k8s.io", "limitranges", "events", "services", "endpoints",
 }  # fmt: skip
-#: Kinds with a status subresource whose create does not reset the status.
-KEEPS_STATUS: set[str] = set()
+#: Namespaces that cannot be deleted.
+IMMORTAL = {"default", "kube-system", "kube-public"}
 
 _LABEL_NAMED = {"namespaces", "statefulsets.apps"}
 _PATH_NAMED = {s for s in CREATE_ON_UPDATE if s.endswith("rbac.authorization.k8s.io")}
@@ -374,7 +375,7 @@ def has_generation(kind: Kind) -> bool:
 def mark_deleted(obj: Obj, grace_s: int) -> Obj:
     """Return the object with its deletion asked for: timestamp, grace period, next generation."""
     meta = dict(obj["metadata"])
-    meta["deletionTimestamp"] = now_text()
+    meta["deletionTimestamp"] = time_text(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=grace_s))
     meta["deletionGracePeriodSeconds"] = grace_s
     if meta.get("generation"):
         meta["generation"] += 1

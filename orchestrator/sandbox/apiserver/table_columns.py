@@ -241,7 +241,7 @@ BUILTIN_COLUMNS: dict[str, list[Column]] = {
     "configmaps": [
         NAME, Column("Data", lambda o: len(o.get("data") or {}) + len(o.get("binaryData") or {}), type="string"), AGE,
     ],
-    "serviceaccounts": [NAME, Column("Secrets", lambda o: len(o.get("secrets") or []), type="string"), AGE],
+    "serviceaccounts": [NAME, AGE],
     "services": [
         NAME, Column("Type", _at("spec", "type")), Column("Cluster-IP", _at("spec", "clusterIP", default="<none>")),
         Column("External-IP", lambda o: "<none>"), Column("Port(s)", _ports), AGE,

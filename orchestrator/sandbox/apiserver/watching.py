@@ -16,9 +16,9 @@ import msgspec
 from orchestrator.sandbox.apiserver.calls import Call
 from orchestrator.sandbox.apiserver.conversion import present
 from orchestrator.sandbox.apiserver.objects import Obj
-from orchestrator.sandbox.apiserver.reading import Page, reached, revision, selection
+from orchestrator.sandbox.apiserver.reading import reached, revision, selection
 from orchestrator.sandbox.apiserver.selectors import Predicate
-from orchestrator.sandbox.apiserver.status import ApiError, bad_request, expired
+from orchestrator.sandbox.apiserver.status import ApiError, expired, forbidden_field, invalid
 from orchestrator.sandbox.apiserver.store import Change, Store
 
 _encode = msgspec.json.Encoder().encode
@@ -157,19 +157,14 @@ def check_watch(call: Call) -> None:
     initial = query.get("sendInitialEvents", "")
     match = query.get("resourceVersionMatch", "")
     if initial and match != "NotOlderThan":
-        raise bad_request(
-            'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires setting '
-            "resourceVersionMatch to NotOlderThan"
-        )
+        raise _invalid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
     if match and not initial:
-        raise bad_request(
-            'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden '
-            "for watch unless sendInitialEvents is provided"
-        )
+        raise _invalid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+    if initial.lower() == "true" and not call.info.flag("allowWatchBookmarks"):
+        raise _invalid("sendInitialEvents requires setting allowWatchBookmarks to true", "allowWatchBookmarks")
     revision(call)
     selection(call)
 
 
-def single_page(obj: Obj) -> Page:
-    """Return a page of one object, for Tables."""
-    return Page([obj], int(obj["metadata"].get("resourceVersion") or 0))
+def _invalid(detail: str, field: str = "resourceVersionMatch") -> ApiError:
+    return invalid("ListOptions", "meta.k8s.io", "", [forbidden_field(field, detail)])

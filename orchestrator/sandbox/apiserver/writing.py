@@ -15,7 +15,7 @@ from orchestrator.sandbox.apiserver.managed import Managers
 from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, name_of, namespace_of
 from orchestrator.sandbox.apiserver.reading import fetch, selection
 from orchestrator.sandbox.apiserver.registry import Kind, Registry
-from orchestrator.sandbox.apiserver.status import already_exists, bad_request, conflict, invalid, not_found, required
+from orchestrator.sandbox.apiserver.status import already_exists, bad_request, conflict, forbidden, invalid, not_found, required
 from orchestrator.sandbox.apiserver.store import Store
 
 #: Told what was asked of a delete: may add finalizers or owners' rules. See gc.
@@ -50,7 +50,7 @@ class Writer:
         admission.stamp_new(kind, body)
         stored_kind = self.stored_kind(kind)
         obj = to_stored(body, kind, stored_kind)
-        admission.check_namespace(self._store, call)
+        admission.check_namespace(self._store, call, name_of(obj))
         admission.fill_in(stored_kind, obj)
         admission.validate(stored_kind, obj, None)
         name = name_of(obj)
@@ -157,6 +157,8 @@ class Writer:
 
     def _delete(self, call: Call, old: Obj, options: Obj) -> tuple[Obj, bool]:
         kind = self.stored_kind(call.kind)
+        if kind.storage == "namespaces" and old["metadata"]["name"] in strategy.IMMORTAL:
+            raise forbidden("namespaces", "", old["metadata"]["name"], "this namespace may not be deleted")
         self._check_preconditions(kind, old, options.get("preconditions") or {})
         new = {**old, "metadata": dict(old["metadata"])}
         _set_propagation(kind, new, options)
@@ -182,11 +184,17 @@ class Writer:
         meta = old["metadata"]
         uid, rv = wanted.get("uid"), wanted.get("resourceVersion")
         if uid is not None and uid != meta["uid"]:
-            why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {meta['uid']}"
-            raise conflict(kind.plural, kind.group, meta["name"], why)
+            why = (
+                f"the UID in the precondition ({uid}) does not match the UID in record ({meta['uid']}). The object might "
+                "have been deleted and then recreated"
+            )
+            raise conflict(kind.kind, kind.group, meta["name"], why)
         if rv is not None and rv != meta["resourceVersion"]:
-            why = f"Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {meta['resourceVersion']}"
-            raise conflict(kind.plural, kind.group, meta["name"], why)
+            why = (
+                f"the ResourceVersion in the precondition ({rv}) does not match the ResourceVersion in record "
+                f"({meta['resourceVersion']}). The object might have been modified"
+            )
+            raise conflict(kind.kind, kind.group, meta["name"], why)
 
     def finalize_namespace(self, call: Call, finalizers: list[str]) -> Obj:
         """Set a namespace's spec finalizers; a deleted one that has none left goes."""
