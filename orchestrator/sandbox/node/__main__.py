@@ -1,0 +1,26 @@
+"""Run the nodes as a program of their own: `python -m orchestrator.sandbox.node --kubeconfig FILE --dir DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from orchestrator.sandbox.node.server import ROLES, Nodes
+from orchestrator.sandbox.program import run_part
+
+
+def main() -> None:
+    """Read the command line and run until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="orchestrator.sandbox.node")
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--without", default="", help=f"roles to leave out, comma separated: {', '.join(ROLES)}")
+    given = parser.parse_args()
+    left_out = set(filter(None, given.without.split(",")))
+    roles = [role for role in ROLES if role not in left_out]
+    run_part(given.kubeconfig, lambda api: Nodes(api, given.dir.resolve(), count=given.nodes, roles=roles))
+
+
+if __name__ == "__main__":
+    main()
