@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
 import typer
@@ -82,7 +83,12 @@ def controller(
     """
     from orchestrator import app as house
     from orchestrator.config import Settings
+    from orchestrator.observe import log
 
+    try:
+        log.setup(log_level, json=not sys.stderr.isatty())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     settings = Settings(
         namespace=namespace,
         service_account=service_account,

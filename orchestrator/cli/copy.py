@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import typer
 
 from orchestrator.cli.parts.errors import FileRefused
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
-from orchestrator.cli.parts.output import progress_bar, size, write_json
+from orchestrator.cli.parts.output import peak_memory, progress_bar, size, write_json
 
 app = typer.Typer()
 CHUNK_SIZES = {"64K": 64 << 10, "256K": 256 << 10, "1M": 1 << 20}
@@ -100,7 +99,7 @@ async def _copy(
             **as_json(made, tallies),
             "seconds": round(seconds, 4),
             "requests": dict(getattr(opened.store, "requests", {})),
-            "peakMemory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peakMemory": peak_memory(),
         }
 
 

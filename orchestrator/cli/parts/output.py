@@ -23,6 +23,14 @@ def size(count: float) -> str:
     return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
 
 
+def peak_memory() -> int:
+    """Return the most memory this program had at once, in bytes (getrusage would count its parent's before exec)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print rows in columns as wide as their widest cell."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
