@@ -36,7 +36,7 @@ class DamageRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class DamageIndex:
     """Every damaged slot and page that is on record, in memory (empty in a sound repository)."""
 
-    __slots__ = ("maps", "names", "packs")
+    __slots__ = ("broken", "maps", "names", "packs")
 
     def __init__(self) -> None:
         self.packs: dict[ObjectRef, frozenset[int] | None] = {}
@@ -44,6 +44,8 @@ class DamageIndex:
         self.maps: dict[ObjectRef, frozenset[int] | None] = {}
         self.names: dict[str, ObjectRef] = {}
         """Record names and what each is about."""
+        self.broken: list[str] = []
+        """Records that can't be read: verify finds anew what they said."""
 
     def add(self, kind: str, ref: ObjectRef, slots: Iterable[int]) -> None:
         """Add damaged slots of an object; none given: the whole object."""
@@ -78,17 +80,22 @@ async def put_damage(vault: Vault, record: DamageRecord, slots: Iterable[int]) -
 
 
 async def load_damage(vault: Vault) -> DamageIndex:
-    """Read all damage records; one listing when there are none. Damaged when a record itself is."""
+    """Read all damage records; one listing when there are none."""
     index = DamageIndex()
     async for found in vault.store.list(vault.names.damaged):
         try:
             data = await vault.store.get(found.key)
         except ObjectMissing:
             continue
-        record, tail = open_record(vault, Kind.DAMAGED, found.key, data, DamageRecord)
-        ref = ObjectRef.parse(bytes.fromhex(record.object))
+        try:
+            record, tail = open_record(vault, Kind.DAMAGED, found.key, data, DamageRecord)
+            ref = ObjectRef.parse(bytes.fromhex(record.object))
+            slots = [slot for (slot,) in struct.iter_unpack("<I", tail)]
+        except (Damaged, ValueError, struct.error):
+            index.broken.append(found.key)
+            continue
         index.names[found.key] = ref
-        index.add(record.kind, ref, (slot for (slot,) in struct.iter_unpack("<I", tail)))
+        index.add(record.kind, ref, slots)
     return index
 
 

@@ -48,6 +48,8 @@ async def put_intent(vault: Vault, intent: Intent) -> Intent:
     BaseGone (choose another base under another point id), PointCancelled, Damaged.
     """
     name = vault.names.intent(intent.id)
+    if not intent.manifest_key.endswith(f"-{intent.id}"):
+        raise ValueError(f"intent {intent.id} would commit another point's manifest, {intent.manifest_key}")
     roots = await _roots(vault, intent)
     stored = msgspec.structs.replace(intent, roots=roots)
     try:

@@ -1,18 +1,79 @@
-"""Sweep what nothing reaches any more."""
+"""Sweep what nothing reaches any more, without locks and without trusting a clock.
+
+Two runs delete an object: one writes it down as a candidate, a later one (after the grace time, which is for readers
+only) finds it still unreached by a mark of its own. What is unreached stays unreached, so a sweep that was stopped
+for a week and goes on deletes nothing that lives. What must never happen here: a delete without the fence asked, or
+of anything under a live intent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import secrets
+import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import msgspec
 
 from orchestrator.fence import Fence
+from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, Census, Expired, in_parallel
+from orchestrator.repository.damage import load_damage
+from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.layout import Kind, ObjectRef
+from orchestrator.repository.partitions import COUNT, Partitions
+from orchestrator.repository.point import cancel
+from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
+
+RUN_LIMIT = 500_000
+"""Objects that one run deletes or writes down at most, to bound memory; the next run goes on."""
+
+
+class _SweepDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    created: datetime
+    packs: int
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep will do and why."""
+    """What a sweep will do and why; nothing has changed yet."""
+
+    now: datetime
+    grace: timedelta
+    points: int
+    pages: int
+    live_intents: int
+    deletions: bytes
+    """Objects unreached now and in a run older than the grace time (records of `census.OBJECT`)."""
+    deletion_bytes: int
+    candidates: bytes
+    """Objects unreached now for the first time."""
+    candidate_bytes: int
+    waiting: int
+    """Objects written down less than the grace time ago."""
+    expired: tuple[Expired, ...]
+    tidy: tuple[str, ...]
+    """Plans and shards of committed points, intents of ended ones, sweep and damage records about nothing, in order."""
+
+    @property
+    def deletion_count(self) -> int:
+        """Return how many objects will be deleted."""
+        return len(self.deletions) // OBJECT.size
+
+    @property
+    def candidate_count(self) -> int:
+        """Return how many objects will be written down."""
+        return len(self.candidates) // OBJECT.size
+
+    def sentence(self) -> str:
+        """Say in one line what will happen and why."""
+        return (
+            f"{self.points} points and {self.live_intents} live intents reach {self.pages} pages; "
+            f"delete {self.deletion_count} objects ({self.deletion_bytes} bytes) unreached for {self.grace}, "
+            f"write down {self.candidate_count} ({self.candidate_bytes} bytes), {self.waiting} wait, "
+            f"end {len(self.expired)} intents, tidy {len(self.tidy)} records"
+        )
 
 
 class SweepResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -22,6 +83,7 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     deleted_bytes: int = 0
     candidates: int = 0
     cancelled_intents: int = 0
+    tidied: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -30,25 +92,198 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     bytes: int = 0
     objects: int = 0
     points: int = 0
+    """Manifests, and what stands for removed ones."""
 
 
-async def plan_sweep(
-    vault: Vault,
-    *,
-    now: datetime,
-    grace: timedelta,
-    intent_age: timedelta,
-    progress: Callable[[int], None] | None = None,
-) -> SweepPlan:
-    """Find what nothing reaches, without changing anything. Raises SweepBlocked, Retryable store errors."""
-    raise AssertionError
+async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_age: timedelta) -> SweepPlan:
+    """Find what nothing reaches, without changing anything.
+
+    Uses a temporary folder; memory stays bounded. Raises SweepBlocked when something that says what is alive can't be
+    read, and the store's Retryable errors.
+    """
+    with tempfile.TemporaryDirectory(prefix="tidemark-sweep-") as name:
+        census = Census(vault, Path(name))
+        await census.take(now=now, intent_age=intent_age)
+        written = _Written(vault, Path(name))
+        await written.load(now - grace)
+        damage = await load_damage(vault)
+        found = await asyncio.to_thread(_compare, census, written, set(damage.names.values()))
+    forgotten = [name for name, ref in damage.names.items() if ref not in found.known]
+    tidy = [*_tidy_intents(vault, census, now - grace), *written.finished(), *forgotten, *damage.broken]
+    return SweepPlan(
+        now=now,
+        grace=grace,
+        points=census.points,
+        pages=census.marking.pages,
+        live_intents=len(census.live),
+        deletions=bytes(found.deletions),
+        deletion_bytes=found.deletion_bytes,
+        candidates=bytes(found.candidates),
+        candidate_bytes=found.candidate_bytes,
+        waiting=found.waiting,
+        expired=tuple(census.expired),
+        tidy=tuple(tidy),
+    )
 
 
 async def sweep(vault: Vault, plan: SweepPlan, fence: Fence) -> SweepResult:
-    """Carry a plan out; may be cut off anywhere and started again."""
-    raise AssertionError
+    """Carry a plan out; may be cut off anywhere, by anything, and started again with a new plan. Raises LeaseStale."""
+    ended = 0
+    for expired in plan.expired:
+        fence.check()
+        ended += await cancel(vault, expired.manifest_key, expired.intent_id, why="the intent was never finished")
+    if plan.candidates:
+        fence.check()
+        await _write_down(vault, plan)
+    count = size = 0
+    records = [OBJECT.unpack_from(plan.deletions, at) for at in range(0, len(plan.deletions), OBJECT.size)]
+    for start in range(0, len(records), READERS):
+        some = records[start : start + READERS]
+        await in_parallel([_delete(vault, fence, _name(vault, kind, raw)) for kind, raw, _ in some])
+        count, size = count + len(some), size + sum(length for _, _, length in some)
+    for key in plan.tidy:
+        await _delete(vault, fence, key)
+    await vault.store.sweep_leftovers(plan.now - max(plan.grace, timedelta(hours=1)))
+    return SweepResult(
+        deleted_objects=count,
+        deleted_bytes=size,
+        candidates=plan.candidate_count,
+        cancelled_intents=ended,
+        tidied=len(plan.tidy),
+    )
 
 
 async def usage(vault: Vault) -> Usage:
-    """Return bytes, objects and committed points of the namespace."""
-    raise AssertionError
+    """Return bytes and objects of the namespace, and how many points' names are taken."""
+    size = objects = points = 0
+    async for info in vault.store.list(vault.names.prefix):
+        size, objects = size + info.size, objects + 1
+        points += info.key.startswith(vault.names.points)
+    return Usage(bytes=size, objects=objects, points=points)
+
+
+async def _delete(vault: Vault, fence: Fence, key: str) -> None:
+    fence.check()
+    await vault.store.delete(key)
+
+
+def _name(vault: Vault, kind: int, raw: bytes) -> str:
+    ref = ObjectRef.parse(raw)
+    return vault.names.pack(ref) if kind == PACK else vault.names.map(ref)
+
+
+async def _write_down(vault: Vault, plan: SweepPlan) -> None:
+    packs: list[bytes] = []
+    maps: list[bytes] = []
+    for at in range(0, len(plan.candidates), OBJECT.size):
+        kind, raw, _ = OBJECT.unpack_from(plan.candidates, at)
+        (maps if kind == MAP else packs).append(raw)
+    name = vault.names.sweeps + secrets.token_hex(16)
+    document = _SweepDocument(created=plan.now, packs=len(packs))
+    await vault.store.put_new(name, seal_record(vault, Kind.SWEEP, name, document, b"".join((*packs, *maps))))
+
+
+def _tidy_intents(vault: Vault, census: Census, before: datetime) -> list[str]:
+    """Choose what may go of intents that aren't live; the intent itself last, and only when cancelled and empty."""
+    keys: list[str] = []
+    for intent_id, infos in census.folders.items():
+        own = vault.names.intent(intent_id)
+        raw = ObjectRef.new(intent_id).intent
+        gone = intent_id in census.cancelled and raw not in census.with_objects
+        keys.extend(info.key for info in infos if info.key != own and (gone or info.last_modified < before))
+        if gone and any(info.key == own for info in infos):
+            keys.append(own)
+    return keys
+
+
+class _Written:
+    """What earlier runs wrote down: kind, reference, number of the record (37 bytes each)."""
+
+    SIZE = 37
+
+    def __init__(self, vault: Vault, folder: Path) -> None:
+        self._vault = vault
+        self.old = Partitions(folder, "old", self.SIZE, 17)
+        self.young = Partitions(folder, "young", self.SIZE, 17)
+        self.names: list[str] = []
+        self.remaining: list[int] = []
+        self._broken: list[str] = []
+
+    async def load(self, before: datetime) -> None:
+        """Read all sweep records; those written before `before` count for deletion."""
+        async for info in self._vault.store.list(self._vault.names.sweeps):
+            try:
+                data = await self._vault.store.get(info.key)
+                document, tail = open_record(self._vault, Kind.SWEEP, info.key, data, _SweepDocument)
+            except ObjectMissing:
+                continue
+            except Damaged:
+                # It only ever allows a delete: without it the grace time starts again.
+                self._broken.append(info.key)
+                continue
+            number = len(self.names).to_bytes(4, "little")
+            self.names.append(info.key)
+            self.remaining.append(0)
+            table = self.old if info.last_modified <= before else self.young
+            for position, at in enumerate(range(0, len(tail), 32)):
+                kind = PACK if position < document.packs else MAP
+                table.add(bytes((kind,)) + tail[at : at + 32] + number)
+
+    def finished(self) -> list[str]:
+        """Return the records none of whose objects exist any more, and those that can't be read."""
+        return [name for name, left in zip(self.names, self.remaining, strict=True) if not left] + self._broken
+
+
+class _Found:
+    """What the comparison of listed, marked and written-down objects gave."""
+
+    def __init__(self) -> None:
+        self.deletions, self.candidates = bytearray(), bytearray()
+        self.deletion_bytes = self.candidate_bytes = self.waiting = 0
+        self.known: set[ObjectRef] = set()
+
+    def delete(self, record: bytes, size: int) -> None:
+        """Choose an object for deletion, within the run's limit."""
+        if len(self.deletions) < RUN_LIMIT * OBJECT.size:
+            self.deletions += record
+            self.deletion_bytes += size
+
+    def write_down(self, record: bytes, size: int) -> None:
+        """Choose an object as a candidate, within the run's limit."""
+        if len(self.candidates) < RUN_LIMIT * OBJECT.size:
+            self.candidates += record
+            self.candidate_bytes += size
+
+
+def _compare(census: Census, written: _Written, damaged: set[ObjectRef]) -> _Found:
+    """Go through the files side by side: an object, its mark and its record all lie in files of the same number."""
+    found = _Found()
+    for number in range(COUNT):
+        marked = {bytes((PACK,)) + raw for raw in census.marking.packs.records(number)}
+        marked |= {bytes((MAP,)) + raw for raw in census.marking.maps.records(number)}
+        old = _numbers(written.old, number)
+        young = _numbers(written.young, number)
+        for record in census.listed.records(number):
+            name, size = record[:33], OBJECT.unpack(record)[2]
+            for position in (*old.get(name, ()), *young.get(name, ())):
+                written.remaining[position] += 1
+            if damaged and ObjectRef.parse(name[1:]) in damaged:
+                found.known.add(ObjectRef.parse(name[1:]))
+            if name in marked or name[1:17] in census.live:
+                continue
+            if name in old:
+                found.delete(record, size)
+            elif name in young:
+                found.waiting += 1
+            else:
+                found.write_down(record, size)
+        if damaged:
+            found.known |= damaged & {ObjectRef.parse(name[1:]) for name in marked}
+    return found
+
+
+def _numbers(table: Partitions, number: int) -> dict[bytes, Sequence[int]]:
+    records: dict[bytes, list[int]] = {}
+    for record in table.records(number):
+        records.setdefault(record[:33], []).append(int.from_bytes(record[33:], "little"))
+    return dict(records)

@@ -1,15 +1,36 @@
-"""Prove what is stored."""
+"""Prove what is stored: that every point's manifest, map and packs are there and are what their writers sealed.
+
+Findings name the points that they hurt, and are written down so that the next backup reads those chunks again. What
+must never happen here: a damaged chunk passed over, or a store that didn't answer taken for damage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.damage import DamageIndex, DamageRecord, load_damage, put_damage
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
+from orchestrator.repository.layout import CHUNK_SIZES, FAN_OUT, LEAF_CHUNKS, SLOT_UNIT, Kind, ObjectRef
+from orchestrator.repository.manifest import MapRoot, list_points, open_manifest
+from orchestrator.repository.marking import Marking
+from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
+from orchestrator.repository.packcheck import PackCheck, PackChecker
+from orchestrator.repository.page import Inner, Leaf, Ref
+from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.vault import Vault
 
 Depth = Literal["quick", "full"] | float
+_CHUNK = struct.Struct("<32sII32s")
+_LISTED = struct.Struct("<32sQ")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -20,6 +41,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     points: tuple[str, ...] = ()
     """Manifest names."""
     chunks: int = 0
+    """Chunks lost, summed over those points."""
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -29,8 +51,20 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     points: int = 0
     pages: int = 0
     chunks: int = 0
+    """Chunks read and checked."""
     bytes_read: int = 0
+    """Bytes of packs read."""
     findings: tuple[Finding, ...] = ()
+
+
+class _Bad(msgspec.Struct):
+    """A damaged object before it is known whom it hurts."""
+
+    kind: Literal["pack", "map"]
+    ref: ObjectRef
+    what: str
+    slots: set[int]
+    hurts: bool = True
 
 
 async def verify(
@@ -40,10 +74,231 @@ async def verify(
     points: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     record: bool = True,
+    clock: Clock | None = None,
 ) -> VerifyReport:
     """Check points (all, or manifest name -> expected digest or ""), and write down what is damaged.
 
     `depth`: quick = manifests, every map page, presence and size of packs; a share between 0 and 1 = also that share
-    of the chunks; full = every chunk.
+    of the chunks; full = every byte. `progress` gets packs done and in all. Raises the store's Retryable errors.
     """
-    raise AssertionError
+    share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
+    if not 0 <= share <= 1:
+        raise ValueError(f"a depth of {share} isn't between 0 and 1")
+    with tempfile.TemporaryDirectory(prefix="tidemark-verify-") as name:
+        run = _Verification(vault, Path(name), share, progress)
+        await run.roots(points)
+        await run.pages()
+        await run.packs()
+    findings = list(run.findings)
+    if run.bad:
+        findings.extend(await _blame(vault, run, record, clock or SystemClock()))
+    return VerifyReport(
+        ok=not findings,
+        points=len(run.points),
+        pages=run.marking.pages,
+        chunks=run.chunks,
+        bytes_read=run.bytes_read,
+        findings=tuple(findings),
+    )
+
+
+class _Verification:
+    """One run's state: what was found, and the files that keep memory bounded."""
+
+    def __init__(self, vault: Vault, folder: Path, share: float, progress: Callable[[int, int], None] | None) -> None:
+        self._vault, self._share, self._progress = vault, share, progress
+        self.marking = Marking(vault, folder)
+        self._uses = Partitions(folder, "uses", _CHUNK.size, 16)
+        self._listed = Partitions(folder, "sizes", _LISTED.size, 16)
+        self.points: dict[str, MapRoot] = {}
+        self.findings: list[Finding] = []
+        self.bad: list[_Bad] = []
+        self.chunks = self.bytes_read = 0
+        self._total = 0
+
+    async def roots(self, points: Mapping[str, str] | None) -> None:
+        """Open manifests; one that is missing, altered or of another digest is a finding."""
+        wanted = {key: "" async for key in list_points(self._vault)} if points is None else dict(points)
+        for key, expected in wanted.items():
+            try:
+                manifest, _ = await open_manifest(self._vault, key, digest=expected or None)
+                self.marking.add_root(manifest.root)
+            except (PointCancelled, ManifestMissing) as error:
+                if points is not None:
+                    self.findings.append(Finding(key=key, what=str(error), points=(key,)))
+                continue
+            except (Damaged, UnsupportedFormat, ValueError) as error:
+                what = error.what if isinstance(error, Damaged) else str(error)
+                self.findings.append(Finding(key=key, what=what, points=(key,)))
+                continue
+            self.points[key] = manifest.root
+
+    async def pages(self) -> None:
+        """Read every page once; list packs first, so that none that a later point names is missed."""
+        prefix = self._vault.names.packs
+        await self.marking.run(on_leaf=self._leaf, on_inner=self._inner, on_error=self._page_failed)
+        async for info in self._vault.store.list(prefix):
+            intent_id, _, random = info.key.removeprefix(prefix).partition("/")
+            try:
+                ref = ObjectRef.named(intent_id, random)
+            except ValueError:
+                continue
+            self._total += 1
+            self._listed.add(_LISTED.pack(ref.to_bytes(), info.size))
+
+    def _leaf(self, _: Ref, leaf: Leaf) -> None:
+        for _index, entry in leaf.items():
+            self._use(entry)
+
+    def _inner(self, _: Ref, page: Inner) -> None:
+        for number in page.numbers() if page.level == 1 else ():
+            for _index, entry in page.overlay(number):
+                if entry is not None:
+                    self._use(entry)
+
+    def _use(self, entry: Entry) -> None:
+        packed = entry.length | entry.codec << CODEC_SHIFT
+        self._uses.add(_CHUNK.pack(entry.pack.to_bytes(), entry.slot, packed, entry.id))
+
+    def _page_failed(self, ref: Ref, level: int, error: Exception) -> None:
+        what = error.what if isinstance(error, Damaged) else "it is missing"
+        self._note("map", ref.object, what, {ref.slot})
+
+    def _note(
+        self, kind: Literal["pack", "map"], ref: ObjectRef, what: str, slots: set[int], hurts: bool = True
+    ) -> None:
+        for known in self.bad:
+            if (known.kind, known.ref, known.what) == (kind, ref, what) and known.slots and slots:
+                known.slots |= slots
+                return
+        self.bad.append(_Bad(kind, ref, what, slots, hurts))
+
+    async def packs(self) -> None:
+        """Check every pack that a page names; `full` reads the headers of map objects too."""
+        checker = PackChecker(self._vault, self._share, max(CHUNK_SIZES))
+        done = 0
+        for number in range(COUNT):
+            sizes = {raw: size for raw, size in map(_LISTED.unpack, self._listed.records(number))}
+            for ref, entries in _by_pack(self._uses, number):
+                checked = await checker.check(ref, entries, sizes.get(ref.to_bytes()))
+                self._count(ref, checked)
+                done += 1
+                if self._progress is not None:
+                    self._progress(done, max(done, self._total))
+            if self._share >= 1:
+                for raw in sorted(set(self.marking.maps.records(number))):
+                    await self._map_header(ObjectRef.parse(raw))
+
+    def _count(self, ref: ObjectRef, checked: PackCheck) -> None:
+        self.chunks += checked.chunks
+        self.bytes_read += checked.bytes_read
+        if checked.what:
+            self._note("pack", ref, checked.what, set(checked.slots), bool(checked.slots) or checked.whole)
+
+    async def _map_header(self, ref: ObjectRef) -> None:
+        """Check a map object's header: readers don't need it, but an altered one is damage all the same."""
+        name = self._vault.names.map(ref)
+        try:
+            head = await self._vault.store.get_range(name, 0, SLOT_UNIT)
+            if self._vault.cipher(Kind.MAP, name, head).header[16:32] != ref.random:
+                raise Damaged(name, "its id isn't the one in its name")
+        except (Damaged, UnsupportedFormat, ObjectMissing) as error:
+            self._note("map", ref, error.what if isinstance(error, Damaged) else str(error), set(), hurts=False)
+
+
+def _by_pack(uses: Partitions, number: int) -> Iterator[tuple[ObjectRef, list[Entry]]]:
+    """Yield the distinct chunks of one file, pack by pack, by slot."""
+    pack, entries = b"", list[Entry]()
+    for record in sorted(set(uses.records(number))):
+        raw, slot, packed, chunk_id = _CHUNK.unpack(record)
+        if raw != pack and entries:
+            yield ObjectRef.parse(pack), entries
+            entries = []
+        pack = raw
+        entries.append(Entry(chunk_id, ObjectRef.parse(raw), slot, packed & LENGTH_MASK, packed >> CODEC_SHIFT))
+    if entries:
+        yield ObjectRef.parse(pack), entries
+
+
+async def _blame(vault: Vault, run: _Verification, record: bool, clock: Clock) -> list[Finding]:
+    """Find the points that each damaged object hurts, and write the damage down unless it is known."""
+    index = DamageIndex()
+    for bad in run.bad:
+        if bad.hurts:
+            index.add(bad.kind, bad.ref, bad.slots)
+    hurt: dict[ObjectRef, dict[str, int]] = {}
+    for key, root in run.points.items():
+        for ref, chunks in (await lost_chunks(vault, root, index)).items():
+            hurt.setdefault(ref, {})[key] = chunks
+    known = await load_damage(vault) if record else DamageIndex()
+    findings = []
+    for bad in run.bad:
+        points = hurt.get(bad.ref, {}) if bad.hurts else {}
+        name = vault.names.pack(bad.ref) if bad.kind == "pack" else vault.names.map(bad.ref)
+        findings.append(Finding(key=name, what=bad.what, points=tuple(sorted(points)), chunks=sum(points.values())))
+        if record and points and not _known(known, bad):
+            entry = DamageRecord(
+                kind=bad.kind,
+                object=bad.ref.to_bytes().hex(),
+                what=bad.what,
+                found=clock.now(),
+                points=tuple(sorted(points)),
+            )
+            await put_damage(vault, entry, bad.slots)
+    return findings
+
+
+def _known(index: DamageIndex, bad: _Bad) -> bool:
+    table = index.packs if bad.kind == "pack" else index.maps
+    if bad.ref not in table:
+        return False
+    slots = table[bad.ref]
+    return slots is None or (bool(bad.slots) and bad.slots <= slots)
+
+
+async def lost_chunks(vault: Vault, root: MapRoot, damage: DamageIndex) -> Counter[ObjectRef]:
+    """Return how many chunks a map loses to each damaged object; a damaged page counts for all that it covers."""
+    lost: Counter[ObjectRef] = Counter()
+    reader, leaves = MapReader(vault, root), -(-root.chunk_count // LEAF_CHUNKS)
+    for node in range(-(-leaves // FAN_OUT)):
+        page = await _level1(reader, node, damage, lost)
+        for number in page.numbers() if page is not None else ():
+            await _leaf_losses(reader, page, number, damage, lost)
+    return lost
+
+
+async def _level1(reader: MapReader, node: int, damage: DamageIndex, lost: Counter[ObjectRef]) -> Inner | None:
+    """Descend to a level-1 page, charging its chunks to the first damaged page on the way."""
+    level, ref = reader.root.levels, reader.top()
+    covered = min(FAN_OUT * LEAF_CHUNKS, reader.root.chunk_count - node * FAN_OUT * LEAF_CHUNKS)
+    while ref is not None:
+        if damage.touches_page(ref.object, ref.slot):
+            lost[ref.object] += covered
+            return None
+        (page,) = await reader.inner(level, [ref])
+        if level == 1:
+            return page
+        level -= 1
+        ref = page.child(node // FAN_OUT ** (level - 1) % FAN_OUT)
+    return None
+
+
+async def _leaf_losses(
+    reader: MapReader, page: Inner | None, number: int, damage: DamageIndex, lost: Counter[ObjectRef]
+) -> None:
+    assert page is not None
+    overlay = dict(page.overlay(number))
+    for entry in overlay.values():
+        if entry is not None and damage.touches(entry):
+            lost[entry.pack] += 1
+    ref = page.child(number)
+    if ref is None:
+        return
+    if damage.touches_page(ref.object, ref.slot):
+        lost[ref.object] += LEAF_CHUNKS - len(overlay)
+        return
+    leaf = (await reader.leaves([ref]))[ref]
+    if any(pack in damage.packs for pack in leaf.packs):
+        for at, entry in leaf.items():
+            if at not in overlay and damage.touches(entry):
+                lost[entry.pack] += 1

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from orchestrator.extents import ChunkSet
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.compression import compress
 from orchestrator.repository.damage import load_damage
@@ -22,7 +23,6 @@ from orchestrator.repository.salvage import salvage
 from orchestrator.repository.shard import open_shard, put_shard
 from orchestrator.repository.store import Store
 from orchestrator.repository.vault import Vault
-from orchestrator.extents import ChunkSet
 
 CHUNK = 64 * 1024
 NAMESPACE = NamespaceIdentity("cluster-1", "ns-uid-1", "shop")
@@ -53,7 +53,13 @@ async def new_vault(store: Store, master: MasterKey | None = None) -> Vault:
 
 
 def point_record(
-    *, sequence: int, size: int, point_id: str | None = None, chunk_size: int = CHUNK, mode: str = "full", parent: PointRef | None = None
+    *,
+    sequence: int,
+    size: int,
+    point_id: str | None = None,
+    chunk_size: int = CHUNK,
+    mode: str = "full",
+    parent: PointRef | None = None,
 ) -> PointRecord:
     """Describe a point."""
     return PointRecord(
@@ -100,9 +106,7 @@ async def announce(
     bits = ChunkSet(record.volume_size, record.chunk_size)
     for index in touched:
         bits.add_chunks(index, index + 1)
-    plan = Plan(
-        record=record, base=base, compare=compare, mode=record.actual_mode, bits=bits.to_bytes(), shards=shards
-    )
+    plan = Plan(record=record, base=base, compare=compare, mode=record.actual_mode, bits=bits.to_bytes(), shards=shards)
     await put_plan(vault, record.point_id, plan)
     return record.point_id
 

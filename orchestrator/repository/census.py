@@ -1,0 +1,160 @@
+"""What is there, in the order that makes sweeping safe: packs and map objects, then manifests, then intents.
+
+A writer puts its intent first and looks at its base after; so either this sees the intent, or that writer sees that
+its base is gone. What must never happen here: another order, or an unreadable document taken for an absent one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Coroutine, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, SweepBlocked
+from orchestrator.repository.intent import Intent, open_intent
+from orchestrator.repository.layout import ObjectRef, intent_bytes
+from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.marking import Marking
+from orchestrator.repository.partitions import Partitions
+from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.store import ObjectInfo
+from orchestrator.repository.vault import Vault
+
+OBJECT = struct.Struct("<B32sQ")
+"""0 pack or 1 map object, reference, bytes."""
+PACK, MAP = 0, 1
+READERS = 8
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """An intent older than its age limit, to be ended by a cancelled record on its manifest's name."""
+
+    intent_id: str
+    manifest_key: str
+
+
+class Census:
+    """One look at a namespace."""
+
+    def __init__(self, vault: Vault, folder: Path) -> None:
+        self.vault = vault
+        self.listed = Partitions(folder, "listed", OBJECT.size, 17)
+        self.marking = Marking(vault, folder)
+        self.with_objects: set[bytes] = set()
+        """Intents that have packs or map objects."""
+        self.points = 0
+        self.cancelled: set[str] = set()
+        """Ids of points whose manifest's name holds a cancelled record."""
+        self.committed: set[str] = set()
+        self.live: set[bytes] = set()
+        """Intents (16 bytes) that may still commit."""
+        self.expired: list[Expired] = []
+        self.folders: dict[str, list[ObjectInfo]] = {}
+        """Objects under intents that aren't live."""
+        self.strangers = 0
+
+    async def take(self, *, now: datetime, intent_age: timedelta) -> None:
+        """List, then mark. Raises SweepBlocked when something that says what is alive can't be read."""
+        await self._objects()
+        try:
+            await self._manifests()
+            await self._intents(now, intent_age)
+            await self._relocations()
+            await self.marking.run()
+        except Damaged as error:
+            raise SweepBlocked(error.key, error.what) from error
+        except ObjectMissing as error:
+            raise SweepBlocked(error.key, "it is missing") from error
+
+    async def _objects(self) -> None:
+        for kind, prefix in ((PACK, self.vault.names.packs), (MAP, self.vault.names.maps)):
+            async for info in self.vault.store.list(prefix):
+                try:
+                    intent_id, random = info.key.removeprefix(prefix).split("/")
+                    ref = ObjectRef.named(intent_id, random)
+                except ValueError:
+                    self.strangers += 1
+                    continue
+                self.with_objects.add(ref.intent)
+                self.listed.add(OBJECT.pack(kind, ref.to_bytes(), info.size))
+
+    async def _manifests(self) -> None:
+        batch: list[str] = []
+        async for info in self.vault.store.list(self.vault.names.points):
+            batch.append(info.key)
+            if len(batch) == 256:
+                await self._open(batch)
+                batch = []
+        await self._open(batch)
+
+    async def _open(self, keys: list[str]) -> None:
+        limit = asyncio.Semaphore(READERS)
+
+        async def one(key: str) -> None:
+            point_id = key.rpartition("/")[2].partition("-")[2]
+            async with limit:
+                try:
+                    manifest, _ = await open_manifest(self.vault, key)
+                except PointCancelled:
+                    self.cancelled.add(point_id)
+                    return
+                except ManifestMissing:
+                    # Removed since it was listed: its intent, listed later, still protects what it named.
+                    return
+            self.committed.add(point_id)
+            self.points += 1
+            try:
+                self.marking.add_root(manifest.root)
+            except ValueError as error:
+                raise Damaged(key, str(error)) from error
+
+        await in_parallel([one(key) for key in keys])
+
+    async def _intents(self, now: datetime, intent_age: timedelta) -> None:
+        async for info in self.vault.store.list(self.vault.names.intents):
+            intent_id, _, rest = info.key.removeprefix(self.vault.names.intents).partition("/")
+            try:
+                raw = intent_bytes(intent_id)
+            except ValueError:
+                self.strangers += 1
+                continue
+            if intent_id in self.cancelled or intent_id in self.committed:
+                self.folders.setdefault(intent_id, []).append(info)
+            elif rest == "intent":
+                await self._live(intent_id, raw, info, now - intent_age)
+
+    async def _live(self, intent_id: str, raw: bytes, info: ObjectInfo, limit: datetime) -> None:
+        intent: Intent = await open_intent(self.vault, intent_id)
+        self.live.add(raw)
+        for root in intent.roots:
+            try:
+                self.marking.add_root(root)
+            except ValueError as error:
+                raise Damaged(info.key, str(error)) from error
+        if info.last_modified < limit:
+            self.expired.append(Expired(intent_id, intent.manifest_key))
+
+    async def _relocations(self) -> None:
+        """Mark the packs that moved chunks went to: a reader of the old name gets there."""
+        prefix = self.vault.names.relocated
+        async for info in self.vault.store.list(prefix):
+            intent_id, _, random = info.key.removeprefix(prefix).partition("/")
+            try:
+                relocation = await open_relocation(self.vault, ObjectRef.named(intent_id, random))
+            except ValueError:
+                self.strangers += 1
+                continue
+            for target in relocation.targets if relocation is not None else ():
+                self.marking.add_pack(target)
+
+
+async def in_parallel(calls: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Await coroutines together; the first error is raised as itself, not as a group, once all have ended."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if result is not None:
+            raise result

@@ -1,0 +1,140 @@
+"""Check packs against what maps say about them: there, long enough, and (on request) every chunk as it must be."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrator.repository.crypto import Bytes
+from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
+from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
+from orchestrator.repository.pack import TRAILER, Entry, open_footer
+from orchestrator.repository.packreader import PackReader, Sealed
+from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.vault import Vault
+
+READ_BYTES = 16 * 1024 * 1024
+WHOLE_LIMIT = 128 * 1024 * 1024
+"""A longer pack (none of ours is) is checked chunk by chunk, to bound memory."""
+
+
+class PackCheck(NamedTuple):
+    """What is wrong with a pack. `slots` are the chunks that no reader gets; empty: none, or (`whole`) all of them."""
+
+    what: str = ""
+    slots: tuple[int, ...] = ()
+    whole: bool = False
+    bytes_read: int = 0
+    chunks: int = 0
+
+
+class PackChecker:
+    """Checks one pack at a time."""
+
+    def __init__(self, vault: Vault, share: float, chunk_limit: int, rng: random.Random | None = None) -> None:
+        """`share`: 0 looks at presence and size only, 1 reads every byte, between: that share of the chunks."""
+        self._vault, self._share = vault, share
+        self._reader = PackReader(vault, chunk_limit)
+        # Which chunks a sample takes is no secret.
+        self._rng = rng or random.Random()  # noqa: S311
+
+    async def check(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> PackCheck:
+        """Check what maps name in a pack. `size` is as listed, None when the pack isn't there."""
+        if size is None:
+            relocation = await open_relocation(self._vault, ref)
+            if relocation is None:
+                return PackCheck("it is missing", whole=True)
+            return await self._chunks(self._sample(entries))
+        beyond = tuple(e.slot for e in entries if e.slot * SLOT_UNIT + e.length > size)
+        if beyond:
+            checked = await self._chunks([e for e in self._sample(entries) if e.slot not in beyond])
+            return checked._replace(what=f"it is truncated at {size} bytes", slots=(*beyond, *checked.slots))
+        if self._share >= 1 and size <= WHOLE_LIMIT:
+            return await self._whole(ref, entries, size)
+        return await self._chunks(self._sample(entries))
+
+    def _sample(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if self._share >= 1 or self._rng.random() < self._share]
+
+    async def _chunks(self, entries: Sequence[Entry]) -> PackCheck:
+        bad: list[int] = []
+        read, what = 0, ""
+        start = 0
+        while start < len(entries):
+            stop, size = start, 0
+            while stop < len(entries) and size < READ_BYTES:
+                size += entries[stop].length
+                stop += 1
+            failed = await self._slice(entries[start:stop])
+            bad.extend(slot for slot, _ in failed)
+            what = what or next((text for _, text in failed), "")
+            read, start = read + size, stop
+        return PackCheck(what, tuple(bad), bytes_read=read, chunks=len(entries))
+
+    async def _slice(self, entries: Sequence[Entry]) -> list[tuple[int, str]]:
+        """Return (slot, what) of the chunks that don't open; each of them was read twice."""
+        try:
+            sealed = await self._reader.fetch(entries[0].pack, entries)
+        except (Damaged, ObjectMissing) as error:
+            return [(entry.slot, str(error)) for entry in entries]
+        doubtful = await asyncio.to_thread(self._open_all, sealed)
+        failed = []
+        for entry in doubtful:
+            try:
+                await self._reader.read(entry)
+            except (Damaged, ObjectMissing) as error:
+                failed.append((entry.slot, error.what if isinstance(error, Damaged) else str(error)))
+        return failed
+
+    def _open_all(self, sealed: Sequence[Sealed]) -> list[Entry]:
+        doubtful = []
+        for piece in sealed:
+            try:
+                self._reader.open(piece)
+            except Damaged:
+                doubtful.append(piece.entry)
+        return doubtful
+
+    async def _whole(self, ref: ObjectRef, entries: Sequence[Entry], size: int) -> PackCheck:
+        """Read every byte of a pack: chunks that maps name, header, footer, other chunks and padding."""
+        name = self._vault.names.pack(ref)
+        data = await self._vault.store.get(name)
+        cipher = self._vault.cipher_for(Kind.PACK, ref, entries[0].slot, _frame(data, entries[0]))
+        sealed = [Sealed(entry, cipher, entry.slot, _frame(data, entry)) for entry in entries]
+        doubtful = await asyncio.to_thread(self._open_all, sealed)
+        if doubtful:
+            checked = await self._chunks(doubtful)
+            if checked.slots:
+                return checked._replace(bytes_read=size, chunks=len(entries))
+        what = await asyncio.to_thread(self._rest, ref, data)
+        return PackCheck(what, bytes_read=size, chunks=len(entries))
+
+    def _rest(self, ref: ObjectRef, data: bytes) -> str:
+        """Check what no map names; return what is wrong."""
+        name = self._vault.names.pack(ref)
+        try:
+            cipher = self._vault.cipher(Kind.PACK, name, data)
+            if cipher.header[16:32] != ref.random:
+                raise Damaged(name, "its id isn't the one in its name")
+            end = SLOT_UNIT
+            for line in open_footer(self._vault, ref, data):
+                start = line.slot * SLOT_UNIT
+                if any(data[end:start]):
+                    raise Damaged(name, f"the padding before slot {line.slot} is not zero")
+                entry = Entry(line.id, ref, line.slot, line.length, line.codec)
+                self._reader.open(Sealed(entry, cipher, line.slot, _frame(data, entry)))
+                end = start + line.length
+            footer = TRAILER.unpack_from(data, len(data) - TRAILER.size)[0] * SLOT_UNIT
+            if any(data[end:footer]):
+                raise Damaged(name, "the padding before its footer is not zero")
+        except Damaged as error:
+            return error.what
+        except UnsupportedFormat as error:
+            return str(error)
+        return ""
+
+
+def _frame(data: Bytes, entry: Entry) -> bytes:
+    return bytes(data[entry.slot * SLOT_UNIT : entry.slot * SLOT_UNIT + entry.length])

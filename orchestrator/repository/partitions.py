@@ -1,0 +1,54 @@
+"""Fixed-size records spread over files by a byte of their own, so that sets of any size fit into little memory.
+
+A mark of a large repository names more pages and packs than memory holds: records are spread over 64 files, and what
+must be compared (listed against marked) always falls into the same file. Nothing secret is written: names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+COUNT = 64
+BUFFER = 64 * 1024
+
+
+class Partitions:
+    """Records of one size; `key` is the record's byte that chooses the file."""
+
+    def __init__(self, folder: Path, name: str, size: int, key: int) -> None:
+        self._folder, self._name, self._size, self._key = folder, name, size, key
+        self._buffers = [bytearray() for _ in range(COUNT)]
+        self.count = 0
+
+    def add(self, record: bytes) -> None:
+        """Add one record."""
+        number = record[self._key] % COUNT
+        buffer = self._buffers[number]
+        buffer += record
+        self.count += 1
+        if len(buffer) >= BUFFER:
+            self._flush(number)
+
+    def records(self, number: int) -> Iterator[bytes]:
+        """Yield the records of one file, duplicates included. Adding to it meanwhile isn't allowed."""
+        path = self._path(number)
+        if path.exists():
+            with path.open("rb") as file:
+                while block := file.read(self._size * 4096):
+                    yield from (block[at : at + self._size] for at in range(0, len(block), self._size))
+        buffer = bytes(self._buffers[number])
+        yield from (buffer[at : at + self._size] for at in range(0, len(buffer), self._size))
+
+    def drop(self, number: int) -> None:
+        """Forget the records of one file."""
+        self._buffers[number].clear()
+        self._path(number).unlink(missing_ok=True)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._name}-{number:02d}"
+
+    def _flush(self, number: int) -> None:
+        with self._path(number).open("ab") as file:
+            file.write(self._buffers[number])
+        self._buffers[number].clear()
