@@ -22,10 +22,11 @@ from typing import Any
 from orchestrator.api.foreign.core import Namespace
 from orchestrator.app.house import Builder, Health, House, Part, PartDied
 from orchestrator.app.kinds import build_caches
+from orchestrator.app.page import page
 from orchestrator.app.sources import sources
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.config import Settings
-from orchestrator.controllers.base import Context, Controller
+from orchestrator.controllers.base import Context, Controller, leading
 from orchestrator.controllers.repositories import Repositories
 from orchestrator.errors import LeaseStale, Terminal, TidemarkError
 from orchestrator.fence import Fence, OpenFence
@@ -35,6 +36,7 @@ from orchestrator.kube.events import Recorder
 from orchestrator.kube.lease import Lease
 from orchestrator.kube.tokens import AccountTokens
 from orchestrator.observe.metrics import Metrics
+from orchestrator.web.server import Web
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +54,14 @@ async def run(
     kubeconfig: str | None = None,
     kube_context: str | None = None,
     build: Builder | None = None,
-    serve: Callable[[Settings, Health], Part] | None = None,
     clock: Clock | None = None,
     stop: asyncio.Event | None = None,
+    started: Callable[[Health], None] | None = None,
 ) -> None:
     """Run the controller until SIGTERM or SIGINT (or `stop`); raises PartDied, LeaseStale or what hindered the start.
 
-    `build` makes the house's inhabitants, `serve` the web server; both default to the real ones.
+    `build` makes those who live in the house (all nouns by default); `started` is told when they are at work. No web
+    server runs where `settings.metrics_address` is empty.
     """
     clock = clock or SystemClock()
     stop = stop or asyncio.Event()
@@ -85,7 +88,9 @@ async def run(
             meter=metrics,
         )
         health.context = context
-        await _live(context, health, build or _everybody, serve, stop)
+        if settings.metrics_address:
+            health.web = _web(settings, health, metrics, clock)
+        await _live(context, health, build or _everybody, stop, started)
 
 
 def _everybody(context: Context) -> House:
@@ -99,16 +104,16 @@ async def _live(
     context: Context,
     health: Health,
     build: Builder,
-    serve: Callable[[Settings, Health], Part] | None,
     stop: asyncio.Event,
+    started: Callable[[Health], None] | None,
 ) -> None:
     """Bring the house up in order, wait for `stop`, bring it down in order."""
     try:
         async with asyncio.TaskGroup() as group:
             children = _Children(group, health)
             children.start(Part("watchdog", lambda: _watch_lag(health)))
-            if serve is not None:
-                children.start(serve(context.settings, health))
+            if health.web is not None:
+                children.start(Part("web", health.web.run))
             for cache in context.caches:
                 children.start(Part(f"cache {cache.kind.__name__}", cache.run))
             lease_task = children.start(Part("lease", health.lease.run)) if health.lease is not None else None
@@ -122,6 +127,8 @@ async def _live(
                 for part in house.parts:
                     children.start(part)
                 log.info("tidemark is running: %s", ", ".join(c.name for c in house.controllers) or "no controllers")
+                if started is not None:
+                    started(health)
                 await stop.wait()
                 health.stopping = True
                 await _drain(house.controllers, working)
@@ -158,16 +165,17 @@ class _Children:
     async def _guarded(self, part: Part) -> None:
         try:
             await part.run()
-        except LeaseStale:
-            raise
-        except Exception as error:
+        except Exception as group:
+            error = leading(group)
+            if isinstance(error, LeaseStale):
+                raise error from group
             if self._health.stopping:
                 log.warning("part %s ended with an error while stopping", part.name, exc_info=error)
                 return
             if not isinstance(error, TidemarkError):
                 log.exception("part %s died", part.name)
             if isinstance(error, Terminal):
-                raise
+                raise error from group
             raise PartDied(part.name, error) from error
         if not self._health.stopping:
             raise PartDied(part.name, None)
@@ -221,6 +229,16 @@ def _reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
     if stale is not None:
         return PartDied("lease", stale)
     return next((leaf for leaf in leaves if isinstance(leaf, TidemarkError)), leaves[0])
+
+
+def _web(settings: Settings, health: Health, metrics: Metrics, clock: Clock) -> Web:
+    return Web(
+        settings.metrics_address,
+        metrics.registry,
+        checks={"house": health.unready},
+        status=lambda: page(health.caches, clock, version=VERSION, leading=health.leading),
+        health={"loop": health.unhealthy},
+    )
 
 
 def _lease(settings: Settings, kubeconfig: str | None, context: str | None, clock: Clock) -> Lease:

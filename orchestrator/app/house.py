@@ -13,6 +13,10 @@ from orchestrator.controllers.base import Context, Controller
 from orchestrator.errors import Retryable
 from orchestrator.kube.cache import Caches
 from orchestrator.kube.lease import Lease
+from orchestrator.web.server import Web
+
+SICK_S = 10.0
+"""A loop this late serves nobody any more."""
 
 
 class PartDied(Retryable):
@@ -57,10 +61,15 @@ class Health:
     context: Context | None = None
     controllers: Sequence[Controller[Any]] = field(default_factory=tuple)
 
-    def unready(self) -> list[str]:
-        """Return why this process should get no traffic yet; empty when it is ready (a standby is ready too)."""
-        return ["stopping"] if self.stopping else [f"not synced: {kind}" for kind in self.caches.unsynced()]
+    web: Web | None = None
 
-    def unhealthy(self) -> list[str]:
-        """Return why this process should be killed; empty when it is well."""
-        return [f"the event loop is {self.loop_lag_s:.1f} s late"] if self.loop_lag_s > 10.0 else []
+    def unready(self) -> str | None:
+        """Return why this process should get no traffic yet; None when it is ready (a standby is ready too)."""
+        if self.stopping:
+            return "stopping"
+        waiting = self.caches.unsynced()
+        return f"not synced: {'; '.join(waiting)}" if waiting else None
+
+    def unhealthy(self) -> str | None:
+        """Return why this process should be killed, None when it is well."""
+        return f"the event loop is {self.loop_lag_s:.1f} s late" if self.loop_lag_s > SICK_S else None

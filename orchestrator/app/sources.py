@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from orchestrator.api.foreign.core import Job
-from orchestrator.api.meta import condition
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.api.tidemark.fields import LABEL_TASK
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
@@ -61,11 +60,10 @@ def repositories(caches: Caches) -> Iterable[RepositorySample]:
     """Tell how each repository was when it was last looked at."""
     for repository in caches.of(BackupRepository).all():
         status = repository.status
-        ready = condition(status.conditions, "Ready")
         swept = status.last_maintenance
         yield RepositorySample(
             repository=repository.name,
-            reachable=None if ready is None or ready.status == "Unknown" else ready.status == "True",
+            reachable={"True": True, "False": False}.get(status.ready),
             bytes=status.usage.bytes if status.usage else None,
             objects=status.usage.objects if status.usage else None,
             points=status.usage.points if status.usage else None,
