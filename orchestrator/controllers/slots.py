@@ -70,11 +70,7 @@ class Slots:
         waiting += [_asking_restore(r) for r in restores if restore_waits(r)]
         running = [_running(p) for p in points if holds_slot(p)]
         running += [_running_restore(r) for r in restores if restore_holds_slot(r)]
-        granted: list[str] = []
-        for item in admission.grant(waiting, running, limits):
-            if await self._give(item.id, now):
-                granted.append(item.id)
-        return granted
+        return [item.id for item in admission.grant(waiting, running, limits) if await self._give(item.id, now)]
 
     async def _give(self, uid: str, now: datetime) -> bool:
         """Write a grant; one that fails is decided anew at the next look."""

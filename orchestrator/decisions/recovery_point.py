@@ -517,3 +517,30 @@ def surplus_snapshots(siblings: Sequence[RecoveryPoint], keep: int) -> frozenset
 
 def _older_than(seen: RecoveryPointSeen, since: datetime | None, seconds: float) -> bool:
     return since is not None and seen.now - since > timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What the sweeper may take away of one point."""
+
+    transient: bool
+    """Job, Secret, clone, re-homed objects."""
+    snapshot: bool
+    """The original physical snapshot."""
+
+
+def leftover(point: RecoveryPoint | None, now: datetime, grace_s: float) -> Leftover:
+    """Return what may go of a point whose objects were found; None: there is no record of it (any more).
+
+    A point in flight, or one that its own controller still tears down, is left alone. The snapshot of a record that a
+    person deleted is known to nobody as a base, so it goes; what is in the repository never does.
+    """
+    if point is None:
+        return Leftover(transient=True, snapshot=True)
+    status = point.status
+    ended = status.completion_time or now
+    recent = (now - ended).total_seconds() < grace_s
+    if status.phase not in FINAL_PHASES or FINALIZER in point.metadata.finalizers or recent:
+        return Leftover(transient=False, snapshot=False)
+    kept = status.phase is PointPhase.COMPLETED and status.snapshot_kept
+    return Leftover(transient=True, snapshot=not kept)

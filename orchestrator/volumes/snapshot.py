@@ -1,6 +1,6 @@
 """The snapshot of a tenant's volume: taken in the tenant's namespace, owned by us from the moment it is bound.
 
-    ensure  -> VolumeSnapshot `tm-<point uid>`     claim   -> its content: Retain, our label: only we destroy it now
+    ensure  -> VolumeSnapshot `tidemark-<point uid>`     claim   -> its content: Retain, our label: only we destroy it now
     facts   -> handle, time, size, once, early     destroy -> that content back to Delete, then the VolumeSnapshot goes
 
 What must never happen here: trust in an object that a tenant can write. A content counts only when it points back at
@@ -49,6 +49,11 @@ class Wanted:
     class_name: str
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+
+
+def original_name(point_uid: str) -> str:
+    """Return the name of a point's snapshot; another one than re-homed objects have, or they would collide at home."""
+    return f"tidemark-{point_uid}"
 
 
 def build(wanted: Wanted) -> dict[str, Any]:

@@ -34,7 +34,9 @@ async def tear_down(work: Work, destroy_snapshot: bool) -> bool:
     status = work.status
     original = None
     if destroy_snapshot:
-        original = teardown.Original(work.point.namespace, status.snapshot_name or work.name, status.content_name)
+        original = teardown.Original(
+            work.point.namespace, status.snapshot_name or work.snapshot_name, status.content_name
+        )
     done = await teardown.remove(
         work.context.client,
         work.name,
@@ -57,7 +59,7 @@ async def drop_snapshot(work: Work) -> bool:
     if status.snapshot_kept:
         # Written first: from here on nobody takes it for a base.
         await work.write(snapshot_kept=False)
-    name = status.snapshot_name or work.name
+    name = status.snapshot_name or work.snapshot_name
     return await snapshot.destroy(work.context.client, point.namespace, name, status.content_name, point.uid)
 
 

@@ -38,7 +38,7 @@ async def take(work: Work, seen: RecoveryPointSeen, class_name: str) -> None:
         clone_class(work, claim.spec.storage_class_name, volume.spec.storage_class_name, volume.spec.csi.driver)
     wanted = snapshots.Wanted(
         namespace=work.point.namespace,
-        name=work.name,
+        name=work.snapshot_name,
         pvc_name=claim.name,
         class_name=class_name,
         labels=work.owner,

@@ -20,6 +20,7 @@ from orchestrator.controllers.status import patch_status
 from orchestrator.errors import MESSAGE_LIMIT, Terminal
 from orchestrator.repository.keys import NamespaceIdentity
 from orchestrator.repository.vault import Vault
+from orchestrator.volumes.snapshot import original_name
 from policies.naming import transient_name
 
 REPOSITORY_S = 120.0
@@ -85,7 +86,9 @@ class Work:
         self.context = context
         self.point = point
         self.name = transient_name(point.uid)
-        """Of the Job, clone and re-homed objects, and of the snapshot in the tenant's namespace."""
+        """Of the Job, clone and re-homed objects in the controller's namespace."""
+        self.snapshot_name = original_name(point.uid)
+        """Of the snapshot in the tenant's namespace."""
         meter: Any = context.meter
         self.meter: PointMeter = meter if isinstance(meter, PointMeter) else Uncounted()
 
