@@ -161,7 +161,7 @@ class JobController(Role):
         for pod in state.active:
             await self._api.delete(POD, pod)
         state.condition("FailureTarget", "True", reason, message)
-        if not state.active and not state.terminating:
+        if state.quiet():
             state.condition("Failed", "True", reason, message)
             await self._events.say(JOB, state.job, "Warning", reason, message)
 
@@ -170,7 +170,7 @@ class JobController(Role):
             await self._api.delete(POD, pod)
         message = "Reached expected number of succeeded pods"
         state.condition("SuccessCriteriaMet", "True", "CompletionsReached", message)
-        if not state.active and not state.terminating:
+        if state.quiet():
             state.condition("Complete", "True", "CompletionsReached", message)
             state.status["completionTime"] = timestamp()
             await self._events.say(JOB, state.job, "Normal", "Completed", "Job completed")
@@ -224,7 +224,9 @@ class JobController(Role):
     async def _write(self, state: _Pass) -> None:
         state.settle()
         if state.status != status(state.job):
+            # A merge patch keeps what it does not name: what went must be named as null.
             change = {**dict.fromkeys(status(state.job).keys() - state.status.keys()), **state.status}
+            change["uncountedTerminatedPods"] = {k: v or None for k, v in state.uncounted.items()}
             self._jobs.saw(await self._api.patch_status(JOB, state.job, change))
 
 
@@ -285,6 +287,10 @@ class _Pass:
         if self.completions is None:
             return self.succeeded > 0 and not self.active and not self.terminating
         return self.succeeded >= self.completions
+
+    def quiet(self) -> bool:
+        """Return whether every pod ended and was counted: only then may the Job be called finished."""
+        return not (self.active or self.terminating or any(self.uncounted.values()))
 
     def wanted(self) -> list[int | None]:
         """Return the indexes (None: no index) of the pods to start now."""

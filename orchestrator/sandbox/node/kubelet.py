@@ -213,8 +213,8 @@ class Kubelet(Role):
         given = state.environments[container["name"]]
         paths = Paths(container, state.volumes, state.termination(home, container["name"]))
         words = [*(container.get("command") or _ENTRYPOINT), *(container.get("args") or [])]
-        command = [paths.real(expand(word, given)) for word in words]
         variables = {variable: paths.real(value) for variable, value in given.items()}
+        command = [paths.real(expand(word, variables)) for word in words]
         binaries = str(Path(sys.executable).parent)
         search = os.environ.get("PATH", os.defpath)
         base = {"PATH": f"{binaries}{os.pathsep}{search}", "HOME": str(home), "HOSTNAME": name(pod), "LANG": "C.UTF-8"}
