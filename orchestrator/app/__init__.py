@@ -168,14 +168,14 @@ class _Children:
         except Exception as group:
             error = leading(group)
             if isinstance(error, LeaseStale):
-                raise error from group
+                raise error from (group if error is not group else group.__cause__)
             if self._health.stopping:
                 log.warning("part %s ended with an error while stopping", part.name, exc_info=error)
                 return
             if not isinstance(error, TidemarkError):
                 log.exception("part %s died", part.name)
             if isinstance(error, Terminal):
-                raise error from group
+                raise error from (group if error is not group else group.__cause__)
             raise PartDied(part.name, error) from error
         if not self._health.stopping:
             raise PartDied(part.name, None)
