@@ -1,0 +1,146 @@
+"""Say what retention keeps and drops and why, and remove single points on request."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.parts.cluster import KubeConfig, KubeContext, Output, check_output, cluster
+from orchestrator.cli.parts.offline import StoreOptions
+from orchestrator.cli.parts.output import table, write_json
+
+if TYPE_CHECKING:
+    from orchestrator.kube.client import Client
+
+app = typer.Typer()
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what retention keeps and drops, and why.")
+    ] = False,
+    point: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|ID", help="Remove this point: by name in a cluster, by id in a repository."),
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="With --dry-run: only this policy.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", metavar="NS", help="The namespace.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--repository", metavar="URL", help="Without a cluster: the repository's address.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="Without a cluster: the key.")
+    ] = None,
+    options: StoreOptions = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before removing.")] = False,
+    output: Output = "text",
+    kubeconfig: KubeConfig = None,
+    context: KubeContext = None,
+) -> None:
+    """Explain retention, or remove a point for good.
+
+    Retention itself is applied by the controller, all the time. Removing a point can't be undone: its data goes with
+    the next maintenance.
+
+    tidemark prune --dry-run -n shop
+
+    tidemark prune --point database-4k2x -n shop
+    """
+    check_output(output)
+    if dry_run == (point is not None):
+        raise typer.BadParameter("give either --dry-run or --point", param_hint="--dry-run")
+    if dry_run:
+        rows = asyncio.run(_explain(namespace, policy, kubeconfig, context))
+        if output == "json":
+            write_json(Path("-"), rows)
+            return
+        table(
+            ("NAMESPACE", "POLICY", "VOLUME", "POINT", "TAKEN", "VERDICT", "REASONS"),
+            [
+                (
+                    r["namespace"],
+                    r["policy"],
+                    r["pvc"],
+                    r["point"],
+                    r["snapshotTime"],
+                    r["verdict"],
+                    "; ".join(r["reasons"]),
+                )
+                for r in rows
+            ],
+        )
+        return
+    assert point is not None
+    if not yes:
+        typer.confirm(f"Remove point {point} for good?", abort=True)
+    if url is not None or key_file is not None:
+        if url is None or key_file is None:
+            raise typer.BadParameter("give both --repository URL and --key-file FILE", param_hint="--repository")
+        asyncio.run(_remove(url, key_file, options, namespace, point))
+        print(f"Point {point} removed; its space comes back with the next maintenance.")
+        return
+    asyncio.run(_ask(namespace or "default", point, kubeconfig, context))
+    print(f"RecoveryPoint {namespace or 'default'}/{point} will be removed by the controller.")
+
+
+async def _explain(
+    namespace: str | None, policy: str | None, kubeconfig: str | None, context: str | None
+) -> list[dict[str, Any]]:
+    from orchestrator.clock import SystemClock
+
+    async with cluster(kubeconfig, context) as client:
+        return await explain_all(client, namespace or "", policy, SystemClock().now())
+
+
+async def explain_all(client: Client, namespace: str, only: str | None, now: Any) -> list[dict[str, Any]]:
+    """Return a row for every point that a live policy judges, with the very rules that the controller applies."""
+    from orchestrator.api.tidemark import BackupPolicy, RecoveryPoint
+    from orchestrator.decisions.retention import explain
+
+    policies, _ = await client.list(BackupPolicy, namespace)
+    points, _ = await client.list(RecoveryPoint, namespace)
+    by_uid = {p.uid: p for p in points}
+    rows: list[dict[str, Any]] = []
+    for judge in policies:
+        if only is not None and judge.name != only:
+            continue
+        mine = [p for p in points if p.namespace == judge.namespace]
+        for verdict in explain(judge, mine, now).values():
+            for decision in verdict.decisions:
+                point = by_uid[decision.point.id]
+                rows.append(
+                    {
+                        "namespace": judge.namespace,
+                        "policy": judge.name,
+                        "pvc": point.spec.pvc_name,
+                        "point": point.name,
+                        "snapshotTime": decision.point.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                        "verdict": "keep" if decision.kept else "drop",
+                        "reasons": list(decision.reasons),
+                    }
+                )
+    return rows
+
+
+async def _ask(namespace: str, point: str, kubeconfig: str | None, context: str | None) -> None:
+    from orchestrator.api.tidemark import RecoveryPoint
+
+    async with cluster(kubeconfig, context) as client:
+        await client.merge_patch(RecoveryPoint, point, namespace, {"spec": {"prune": True}})
+
+
+async def _remove(url: str, key_file: Path, options: Path | None, namespace: str | None, wanted: str) -> None:
+    from orchestrator.cli.parts.offline import repository
+    from orchestrator.cli.parts.points import one_point
+    from orchestrator.fence import OpenFence
+    from orchestrator.repository.manifest import open_manifest
+    from orchestrator.repository.point import remove
+
+    async with repository(url, key_file, options) as opened:
+        vault, key = await one_point(opened, namespace, wanted)
+        _, ref = await open_manifest(vault, key)
+        await remove(vault, ref, OpenFence(), why="removed by hand")
