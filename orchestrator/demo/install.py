@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import msgspec
 import yaml
 
 from orchestrator.api.crd import files
+from orchestrator.api.foreign.cluster import CustomResourceDefinition, ServiceAccount
 from orchestrator.api.foreign.core import Namespace, Secret
-from orchestrator.api.meta import Condition, K8sObject, Resource
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.config import Settings
 from orchestrator.kube.client import Client
@@ -20,35 +19,16 @@ from orchestrator.kube.client import Client
 ESTABLISHED_S = 30.0
 
 
-class _DefinitionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    conditions: tuple[Condition, ...] = ()
-
-
-class _Definition(K8sObject, frozen=True, kw_only=True):
-    RESOURCE: ClassVar[Resource] = Resource(
-        "apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
-    )
-    status: _DefinitionStatus = _DefinitionStatus()
-
-
-class _ServiceAccount(K8sObject, frozen=True, kw_only=True):
-    RESOURCE: ClassVar[Resource] = Resource("", "v1", "ServiceAccount", "serviceaccounts", namespaced=True)
-
-
 async def definitions(client: Client) -> None:
     """Apply the CRDs and wait until they are served."""
     manifests: list[dict[str, Any]] = [yaml.safe_load(text) for text in files().values()]
     for manifest in manifests:
-        await client.apply(_Definition, manifest)
+        await client.apply(CustomResourceDefinition, manifest)
     async with asyncio.timeout(ESTABLISHED_S):
         for manifest in manifests:
             name = manifest["metadata"]["name"]
-            while not _established(await client.get(_Definition, name)):
+            while not (await client.get(CustomResourceDefinition, name)).established:
                 await asyncio.sleep(0.1)
-
-
-def _established(found: _Definition) -> bool:
-    return any(c.type == "Established" and c.status == "True" for c in found.status.conditions)
 
 
 async def namespace(client: Client, name: str, annotations: Mapping[str, str] | None = None) -> Namespace:
@@ -68,7 +48,7 @@ async def controller_home(client: Client, settings: Settings) -> None:
             "kind": "ServiceAccount",
             "metadata": {"name": account, "namespace": settings.namespace},
         }
-        await client.apply(_ServiceAccount, body)
+        await client.apply(ServiceAccount, body)
 
 
 async def repository(client: Client, settings: Settings, name: str, url: str) -> str:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from orchestrator.api.foreign.cluster import ConfigMap
 from orchestrator.api.foreign.core import Event, Namespace, PersistentVolumeClaim
-from orchestrator.api.meta import K8sObject, ObjectMeta, Resource
+from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup import Backup, BackupPhase, BackupSpec
 from orchestrator.api.tidemark.backup_policy import BackupPolicy
@@ -233,14 +234,10 @@ async def broken_cbt(script: Script) -> None:
     script.tell(f"CBT broken on purpose -> {text or 'NO FALLBACK SEEN'}")
 
 
-class _ConfigMap(K8sObject, frozen=True, kw_only=True):
-    RESOURCE: ClassVar[Resource] = Resource("", "v1", "ConfigMap", "configmaps", namespaced=True)
-
-
 async def set_fault(script: Script, name: str, *, on: bool) -> None:
     """Switch a fault of the sandbox, through its ConfigMap."""
     body = {"data": {name: "on" if on else None}}
-    await script.client.merge_patch(_ConfigMap, "sandbox-faults", "kube-system", body)
+    await script.client.merge_patch(ConfigMap, "sandbox-faults", "kube-system", body)
     await asyncio.sleep(0.5)
 
 
