@@ -148,7 +148,9 @@ class ScriptedService:
     async def _serve(self, stream: Any) -> None:
         request = await stream.recv_message()
         self.requests.append(request)
-        self.metadata.append({**stream.metadata, "deadline": str(stream.deadline)})
+        tls = stream._stream._transport.get_extra_info("ssl_object")
+        alpn = str(tls and tls.selected_alpn_protocol())
+        self.metadata.append({**stream.metadata, "deadline": str(stream.deadline), "alpn": alpn})
         entry = self.script.pop(0) if self.script else ()
         self.open_now += 1
         self.most_open = max(self.most_open, self.open_now)

@@ -111,6 +111,15 @@ async def test_an_end_without_a_status_is_no_end() -> None:
     assert evidence.resumes == 1
 
 
+async def test_an_ok_after_a_message_that_never_came_is_no_end() -> None:
+    """The length of a message, no message, and then a good status: something was lost on the way."""
+    sink = Collected()
+    script = [[say((0, BLOCK)), Once(sink.taken), Raw(b"\0\0\0\0\x09")], [say((20 * BLOCK, BLOCK))]]
+    async with world(*script) as here:
+        evidence = await ask_delta(here, sink)
+    assert (sink.ranges, evidence.resumes) == ([(0, BLOCK), (20 * BLOCK, BLOCK)], 1)
+
+
 async def test_a_silent_stream_is_given_up_and_resumed_over_a_new_connection() -> None:
     sink = Collected()
     settings = Settings(idle_timeout_s=0.2)
@@ -122,13 +131,14 @@ async def test_a_silent_stream_is_given_up_and_resumed_over_a_new_connection() -
     assert evidence.resumes == 1
 
 
-async def test_no_deadline_and_no_token_travel_in_headers() -> None:
-    """R8: a deadline would reach the driver, which ends its scan with OK when it runs out."""
+async def test_no_deadline_and_no_token_travel_in_headers_and_http2_is_agreed_on() -> None:
+    """R8: a deadline would reach the driver, which ends its scan with OK when it runs out. Without ALPN some fail."""
     sink = Collected()
     async with world([say((0, BLOCK))]) as here:
         await ask_delta(here, sink)
     for metadata in here.service.metadata:
         assert metadata["deadline"] == "None"
+        assert metadata["alpn"] == "h2"
         assert "secret-token" not in str(metadata)
 
 
@@ -251,7 +261,7 @@ async def test_a_capacity_above_the_device_is_noted_and_ranges_are_clipped() -> 
         ([say((0, BLOCK)), say((BLOCK, BLOCK), cap=2 * GIB)], "X4"),
         ([say((0, BLOCK), (BLOCK, 2 * BLOCK), kind=FIXED)], "X5"),
         ([Say(b"\x1a\x05\x08")], "wire"),
-        ([Raw(b"\x01\0\0\0\1x")], "wire"),
+        ([Raw(b"\x01\0\0\0\x08" + say((0, 0)).data[:8])], "wire"),
         ([Raw(b"\0\x7f\xff\xff\xff")], "X8"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
