@@ -20,9 +20,10 @@ from orchestrator.errors import Terminal
 from orchestrator.sandbox.api import Api, NotFound
 from orchestrator.sandbox.apiserver.server import ApiServer
 from orchestrator.sandbox.faults import switch, switched_on
-from orchestrator.sandbox.kinds import PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM
+from orchestrator.sandbox.kinds import PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD
+from orchestrator.sandbox.node.process import kill_recorded
 from orchestrator.sandbox.node.server import Nodes
-from orchestrator.sandbox.objects import Manifest, spec
+from orchestrator.sandbox.objects import Manifest, spec, uid
 from orchestrator.sandbox.roles import Part
 from orchestrator.sandbox.snapshotmetadata.server import MetadataServer
 from orchestrator.sandbox.storage.server import Storage
@@ -41,6 +42,12 @@ class NoSuchVolume(Terminal):
     """The claim has no volume of the sandbox behind it."""
 
     reason: ClassVar[str] = "NoSuchVolume"
+
+
+class NoSuchPod(Terminal):
+    """The pod is not there, or nothing of it runs."""
+
+    reason: ClassVar[str] = "NoSuchPod"
 
 
 class Sandbox:
@@ -164,10 +171,27 @@ class Sandbox:
         async with Api.from_file(self.kubeconfig) as api:
             await switch(api, name, value)
 
+    async def kill(self, pod: str, namespace: str) -> list[str]:
+        """Kill a pod's processes at once (SIGKILL); return the names of the containers that were hit."""
+        async with Api.from_file(self.kubeconfig) as api:
+            return await kill_pod(api, self.directory, pod, namespace)
+
     async def faults(self) -> dict[str, str]:
         """Return the faults that are on."""
         async with Api.from_file(self.kubeconfig) as api:
             return await switched_on(api)
+
+
+async def kill_pod(api: Api, directory: Path, pod: str, namespace: str) -> list[str]:
+    """Kill the processes of a pod of the sandbox on `directory`. Raises NoSuchPod."""
+    try:
+        held = await api.get(POD, pod, namespace)
+    except NotFound as err:
+        raise NoSuchPod(f"There is no pod {pod} in namespace {namespace}") from err
+    hit = await asyncio.to_thread(kill_recorded, directory / "data" / "pods" / uid(held))
+    if not hit:
+        raise NoSuchPod(f"Pod {namespace}/{pod} has no process of the sandbox on {directory} that runs")
+    return hit
 
 
 async def volume_path(api: Api, claim: str, namespace: str) -> Path:

@@ -103,3 +103,16 @@ def _start_time(pid: int) -> str:
         return ""
     fields = line.rpartition(")")[2].split()
     return "" if fields[0] == "Z" else fields[19]
+
+
+def kill_recorded(home: Path) -> list[str]:
+    """Kill every process that the record of a pod's directory names and that still is that process; return containers.
+
+    For whoever is not the node itself: the kill helper of the command line and of tests.
+    """
+    try:
+        held = msgspec.json.decode((home / "processes.json").read_bytes())
+    except FileNotFoundError:
+        return []
+    records = [msgspec.convert(record, Record) for record in held["processes"]]
+    return [record.container for record in records if end_leftover(record)]
