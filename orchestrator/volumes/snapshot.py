@@ -1,7 +1,8 @@
 """The snapshot of a tenant's volume: taken in the tenant's namespace, owned by us from the moment it is bound.
 
-    ensure  -> VolumeSnapshot `tidemark-<point uid>`     claim   -> its content: Retain, our label: only we destroy it now
-    facts   -> handle, time, size, once, early     destroy -> that content back to Delete, then the VolumeSnapshot goes
+    ensure    VolumeSnapshot `tidemark-<point uid>`
+    claim     its content: Retain, and our label: from now on only we destroy it
+    destroy   that content back to Delete, then the VolumeSnapshot goes
 
 What must never happen here: trust in an object that a tenant can write. A content counts only when it points back at
 our VolumeSnapshot (uid) and is of the very volume that was asked for.

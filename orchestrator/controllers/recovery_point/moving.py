@@ -101,7 +101,8 @@ async def follow(work: Work, seen: JobSeen) -> None:
     if progress is not None and progress.total > 0:
         share = min(1.0, progress.done / progress.total)
         changes["progress"] = f"{share * 100:.0f}%"
-    await work.write(**changes, conditions=work.conditions(MOVER, "True", "Running"))
+    conditions = tuple(c for c in work.conditions(MOVER, "True", "Running") if c.type != CONDITION_CLONE)
+    await work.write(**changes, conditions=conditions)
 
 
 async def _tell_pending(work: Work, seen: JobSeen) -> None:

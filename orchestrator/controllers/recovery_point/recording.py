@@ -88,14 +88,15 @@ async def _record(work: Work, ref: PointRef) -> None:
         progress="100%",
         bytes=Bytes(
             volume=size,
-            allocated=stats.allocated,
+            # A delta learns only of what changed: what else the volume holds is not counted again.
+            allocated=None if record.actual_mode == "delta" else stats.allocated,
             changed=stats.changed,
             read=stats.read,
             uploaded=stats.uploaded,
         ),
         seconds=seconds,
         manifest=PointManifest(key=ref.key, digest=ref.digest, repository_id=opened.repository.id),
-        conditions=work.conditions("Complete", "True", "Completed"),
+        conditions=work.final_conditions("True", "Completed"),
     )
     _count(work)
     work.event(
@@ -159,7 +160,7 @@ async def end(work: Work, phase: PointPhase, reason: str, message: str) -> None:
         completion_time=now,
         snapshot_kept=False,
         progress="",
-        conditions=work.conditions("Complete", "False", reason, message),
+        conditions=work.final_conditions("False", reason, message),
     )
     work.event("Warning" if failed else "Normal", reason, message[:1024])
 

@@ -16,8 +16,6 @@ from orchestrator.volumes import snapshot as snapshots
 
 ANNOTATION_SNAPSHOT_ONLY = "tidemark.dev/snapshot-only"
 """On a content whose point has no repository: it is all the data there is."""
-SNAPSHOT = "SnapshotReady"
-"""Condition: how the snapshot fares."""
 
 
 class NoCloneClass(Terminal):
@@ -149,6 +147,6 @@ async def complete(work: Work, sequence: int) -> None:
         completion_time=now,
         bytes=Bytes(volume=status.restore_size, allocated=None, changed=None, read=0, uploaded=0),
         seconds=Seconds(snapshot=taken_s, total=total_s),
-        conditions=work.conditions("Complete", "True", "Completed"),
+        conditions=work.final_conditions("True", "Completed"),
     )
     work.event("Normal", "Completed", "The snapshot is ready; it is kept in the storage system only.")

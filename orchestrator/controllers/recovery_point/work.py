@@ -26,6 +26,9 @@ from policies.naming import transient_name
 REPOSITORY_S = 120.0
 """How long one step may talk to a repository."""
 
+LASTING = frozenset({"Complete", "ClockSkew"})
+"""Conditions that still say something when a point has ended."""
+
 Stage = Literal["snapshot", "diff", "copy", "commit", "total"]
 Kind = Literal["volume", "allocated", "changed", "read", "uploaded"]
 
@@ -125,6 +128,12 @@ class Work:
             observed_generation=self.point.metadata.generation,
         )
         return with_condition(self.status.conditions, new, self.context.clock.now())
+
+    def final_conditions(
+        self, status: Literal["True", "False"], reason: str, message: str = ""
+    ) -> tuple[Condition, ...]:
+        """Return the conditions of an ended point: how it ended, and what stays true of it."""
+        return tuple(c for c in self.conditions("Complete", status, reason, message) if c.type in LASTING)
 
     def event(self, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Tell what happened to the point."""
