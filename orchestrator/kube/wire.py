@@ -57,6 +57,11 @@ class _RawList(msgspec.Struct):
     items: list[msgspec.Raw] | None = None
 
 
+class _TypedList(msgspec.Struct, Generic[T]):
+    metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
+    items: list[T] | None = None
+
+
 class _RawEvent(msgspec.Struct):
     type: str
     object: msgspec.Raw
@@ -84,6 +89,11 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
+@cache
+def _list_decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(_TypedList[kind])  # type: ignore[valid-type]
+
+
 def decode_object(kind: type[T], body: bytes | msgspec.Raw, target: Target) -> T:
     """Return the object; raises Undecodable with the path of what does not fit, Unavailable when it is no JSON."""
     try:
@@ -97,6 +107,12 @@ def decode_object(kind: type[T], body: bytes | msgspec.Raw, target: Target) -> T
 
 def decode_listing(kind: type[T], body: bytes, target: Target) -> Listing[T]:
     """Return one page; objects that don't fit are set apart. Raises Unavailable when it is no list at all."""
+    try:
+        # In one go: half the time. Only when something doesn't fit each object is looked at by itself.
+        whole = _list_decoder(kind).decode(body)
+        return Listing(whole.items or [], [], whole.metadata.resource_version, whole.metadata.continue_)
+    except msgspec.MsgspecError:
+        pass
     try:
         raw = _LIST.decode(body)
     except msgspec.MsgspecError as error:
