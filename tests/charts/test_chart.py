@@ -15,7 +15,7 @@ import yaml
 from orchestrator.api.crd import files
 from orchestrator.api.tidemark import KINDS
 from orchestrator.cli import controller
-from tests.api.real_apiserver import find_tool
+from tests.api.real_apiserver import find_tool, real_apiserver
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "tidemark"
@@ -87,7 +87,8 @@ def helm(*arguments: str) -> list[dict[str, Any]]:
     tool = find_tool("helm")
     if tool is None:
         pytest.skip("needs helm on PATH or in KUBEBUILDER_ASSETS")
-    command = [tool, "template", "tm", CHART, "--namespace", "tidemark-system", *arguments]
+    command = [tool, "template", "tm", CHART, "--namespace", "tidemark-system"]
+    command += ["--kube-version", "1.36.0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
@@ -158,3 +159,55 @@ def test_every_kind_of_ours_is_in_the_controllers_role() -> None:
     text = (CHART / "templates" / "rbac-controller.yaml").read_text()
     for kind in KINDS:
         assert f"{kind.RESOURCE.plural}/status" in text
+
+
+PATHS = {
+    "ServiceAccount": "/api/v1/namespaces/tidemark-system/serviceaccounts",
+    "Service": "/api/v1/namespaces/tidemark-system/services",
+    "ConfigMap": "/api/v1/namespaces/tidemark-system/configmaps",
+    "Deployment": "/apis/apps/v1/namespaces/tidemark-system/deployments",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/tidemark-system/networkpolicies",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/tidemark-system/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/tidemark-system/rolebindings",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+}
+
+CONTROLLER = "system:serviceaccount:tidemark-system:tidemark-controller"
+MAY = [
+    (CONTROLLER, "patch", "tidemark.dev", "recoverypoints", "status", "shop", True),
+    (CONTROLLER, "create", "snapshot.storage.k8s.io", "volumesnapshots", "", "shop", True),
+    (CONTROLLER, "patch", "snapshot.storage.k8s.io", "volumesnapshotcontents", "", "", True),
+    (CONTROLLER, "create", "", "persistentvolumeclaims", "", "shop", True),
+    (CONTROLLER, "create", "batch", "jobs", "", "tidemark-system", True),
+    (CONTROLLER, "create", "batch", "jobs", "", "shop", False),
+    (CONTROLLER, "get", "", "secrets", "", "tidemark-system", True),
+    (CONTROLLER, "get", "", "secrets", "", "shop", False),
+    (CONTROLLER, "create", "", "pods", "exec", "shop", False),
+    ("system:serviceaccount:tidemark-system:tidemark-mover", "get", "", "secrets", "", "tidemark-system", False),
+]
+
+
+@pytest.mark.real
+@pytest.mark.timeout(180)
+def test_a_real_api_server_takes_every_object_and_gives_the_rights_meant(tmp_path: Path) -> None:
+    etcd, apiserver = find_tool("etcd"), find_tool("kube-apiserver")
+    if etcd is None or apiserver is None:
+        pytest.skip("needs etcd and kube-apiserver in KUBEBUILDER_ASSETS")
+    documents = helm("--set", "metrics.dashboard.enabled=true")
+    with real_apiserver(etcd, apiserver, tmp_path) as server:
+        assert server.call("POST", "/api/v1/namespaces", {"metadata": {"name": "tidemark-system"}})[0] == 201
+        for document in documents:
+            status, answer = server.call("POST", f"{PATHS[document['kind']]}?fieldValidation=Strict", document)
+            assert status == 201, answer
+        for user, verb, group, resource, sub, namespace, expected in MAY:
+            where = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": sub}
+            review = {"spec": {"user": user, "resourceAttributes": where}}
+            _, answer = server.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+            assert answer["status"]["allowed"] is expected, where
+        # a token of its own account, of no other
+        for name, expected in (("tidemark-controller", True), ("tidemark-mover", False)):
+            where = {"namespace": "tidemark-system", "verb": "create", "resource": "serviceaccounts", "name": name}
+            review = {"spec": {"user": CONTROLLER, "resourceAttributes": where | {"subresource": "token"}}}
+            _, answer = server.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+            assert answer["status"]["allowed"] is expected, name
