@@ -84,9 +84,9 @@ async def test_a_second_one_waits_as_long_as_the_first_renews_and_takes_over_whe
         "spec": {"holderIdentity": "other", "leaseDurationSeconds": 1, "renewTime": "2001-01-01T00:00:00.000000Z"},
     }
     api.put(other, "leases")
-    lease = make(kubeconfig)
+    lease = make(kubeconfig, renew_s=0.5)
     task = asyncio.create_task(lease.run())
-    for _ in range(10):
+    for _ in range(12):
         before = api.count("GET", "leases/l")
         await api.until(lambda before=before: api.count("GET", "leases/l") > before)
         api.put(other, "leases")
@@ -138,9 +138,9 @@ async def test_one_whose_lease_was_taken_ends_at_the_next_renewal(api: FakeApi, 
 
 async def test_a_blocked_loop_does_not_lose_it(api: FakeApi, kubeconfig: str) -> None:
     # The scripted server lives on this very loop, so it stands still too; the lease's own thread must only hold out.
-    lease = make(kubeconfig, duration_s=6, renew_s=4)
+    lease = make(kubeconfig, duration_s=4, renew_s=2.5)
     async with holding(lease) as task:
-        time.sleep(1.5)  # noqa: ASYNC251 - blocking is the test
+        time.sleep(1)  # noqa: ASYNC251 - blocking is the test
         await renewals(api, 1)
         lease.check()
         assert not task.done()
@@ -177,7 +177,7 @@ async def test_too_late_once_is_too_late_for_ever(api: FakeApi, kubeconfig: str)
 
 
 async def test_frozen_for_longer_than_the_lease_it_refuses_at_the_first_check(api: FakeApi, kubeconfig: str) -> None:
-    """The proof of control-plane rule 6, with a lease of 3 s and 5 s of SIGSTOP."""
+    """The proof of control-plane rule 6, with a lease of 3 s, and a SIGSTOP until another has it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("lease_holder.py")),
