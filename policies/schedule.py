@@ -21,7 +21,7 @@ from cronsim import CronSim, CronSimError
 
 MISSED_LIMIT = 200
 """Missed slots are counted up to here: more says nothing new, and counting them would hold up the caller."""
-SHORTEST = timedelta(minutes=1)
+SHORTEST = timedelta(seconds=5)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=400))
 
@@ -71,9 +71,9 @@ def jitter_offset(uid: str, jitter: timedelta) -> timedelta:
 
 
 def interval_plan(every: timedelta, *, jitter: timedelta = timedelta(0), uid: str = "") -> Interval:
-    """Return the plan of a fixed interval, or raise BadSchedule if it is under a minute."""
+    """Return the plan of a fixed interval, or raise BadSchedule if it is under SHORTEST."""
     if every < SHORTEST:
-        raise BadSchedule("every: an interval under 1m can't be kept; write 1m or more")
+        raise BadSchedule("every: an interval under 5s can't be kept; write 5s or more")
     return Interval(every, jitter_offset(uid, jitter))
 
 

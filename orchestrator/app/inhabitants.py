@@ -12,6 +12,9 @@ from orchestrator.controllers.backup_repository import BackupRepositoryControlle
 from orchestrator.controllers.base import Context, Controller
 from orchestrator.controllers.recovery_point import RecoveryPointController
 from orchestrator.controllers.restore import RestoreController
+from orchestrator.controllers.retention import Retention
+from orchestrator.controllers.slots import Slots
+from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.controllers.wake import Wake
 
 
@@ -26,4 +29,12 @@ def inhabitants(context: Context) -> House:
         BackupRepositoryController(context),
     ]
     wake = Wake(context.caches.of(BackupPolicy), context.clock, policies.queue.add)
-    return House(controllers=controllers, parts=[Part("wake", wake.run)])
+    retention = Retention(context)
+    retention.wire()
+    parts = [
+        Part("wake", wake.run),
+        Part("slots", Slots(context).run),
+        Part("retention", retention.run),
+        Part("sweeper", Sweeper(context).run),
+    ]
+    return House(controllers=controllers, parts=parts)

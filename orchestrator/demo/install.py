@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 
 from orchestrator.api.crd import files
-from orchestrator.api.foreign.cluster import CustomResourceDefinition, ServiceAccount
+from orchestrator.api.foreign.cluster import (
+    ClusterRole,
+    ClusterRoleBinding,
+    CustomResourceDefinition,
+    ServiceAccount,
+)
 from orchestrator.api.foreign.core import Namespace, Secret
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.config import Settings
@@ -49,6 +54,25 @@ async def controller_home(client: Client, settings: Settings) -> None:
             "metadata": {"name": account, "namespace": settings.namespace},
         }
         await client.apply(ServiceAccount, body)
+    await grant_cbt(client, settings)
+
+
+async def grant_cbt(client: Client, settings: Settings) -> None:
+    """Let the account whose tokens the CBT services get read VolumeSnapshots: the services ask for just that."""
+    name = "tidemark-cbt-client"
+    rule = {"apiGroups": ["snapshot.storage.k8s.io"], "resources": ["volumesnapshots"], "verbs": ["get"]}
+    group, kind = "rbac.authorization.k8s.io", "ClusterRole"
+    await client.apply(
+        ClusterRole, {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": name}, "rules": [rule]}
+    )
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": group, "kind": kind, "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": settings.service_account, "namespace": settings.namespace}],
+    }
+    await client.apply(ClusterRoleBinding, binding)
 
 
 async def repository(client: Client, settings: Settings, name: str, url: str) -> str:

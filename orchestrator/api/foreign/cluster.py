@@ -58,3 +58,19 @@ class ConfigMap(K8sObject, frozen=True, kw_only=True, rename="camel", omit_defau
     RESOURCE: ClassVar[Resource] = Resource("", "v1", "ConfigMap", "configmaps", namespaced=True)
 
     data: dict[str, str] = {}
+
+
+class ClusterRole(K8sObject, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Rules."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", namespaced=False
+    )
+
+
+class ClusterRoleBinding(K8sObject, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Who has them."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", namespaced=False
+    )
