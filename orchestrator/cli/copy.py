@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,35 +81,40 @@ async def _copy(
     from orchestrator.blocks.tally import Tallies
 
     tallies = Tallies()
-    lines = _lines(extents)
-    async with repository(url, key_file, options, create=create) as opened:
-        vault = await opened.vault(NAMESPACE, create=True)
-        started = time.perf_counter()
-        async with progress_bar("copying", lambda: (tallies.sum().done, tallies.total_bytes)):
-            made = await make_point(
-                vault,
-                path,
-                base=base,
-                extents=lines,
-                chunk_size=chunk_size,
-                options=CopyOptions(readers=readers, bandwidth_limit=limit),
-                tallies=tallies,
-            )
-        seconds = time.perf_counter() - started
-        return {
-            **as_json(made, tallies),
-            "seconds": round(seconds, 4),
-            "requests": dict(getattr(opened.store, "requests", {})),
-            "peakMemory": peak_memory(),
-        }
+    with extents_lines(extents) as lines:
+        async with repository(url, key_file, options, create=create) as opened:
+            vault = await opened.vault(NAMESPACE, create=True)
+            started = time.perf_counter()
+            async with progress_bar("copying", lambda: (tallies.sum().done, tallies.total_bytes)):
+                made = await make_point(
+                    vault,
+                    path,
+                    base=base,
+                    extents=lines,
+                    chunk_size=chunk_size,
+                    options=CopyOptions(readers=readers, bandwidth_limit=limit),
+                    tallies=tallies,
+                )
+            seconds = time.perf_counter() - started
+            return {
+                **as_json(made, tallies),
+                "seconds": round(seconds, 4),
+                "requests": dict(getattr(opened.store, "requests", {})),
+                "peakMemory": peak_memory(),
+            }
 
 
-def _lines(extents: Path | None) -> Iterable[str] | None:
+@contextmanager
+def extents_lines(extents: Path | None) -> Iterator[Iterable[str] | None]:
+    """Open the list of ranges for as long as the block lasts; what is no text shows as a malformed line."""
     if extents is None:
-        return None
-    if str(extents) == "-":
-        return sys.stdin
-    try:
-        return extents.open(encoding="utf-8")
-    except OSError as error:
-        raise FileRefused(f"can't read {extents}: {error.strerror}") from error
+        yield None
+    elif str(extents) == "-":
+        yield sys.stdin
+    else:
+        try:
+            file = extents.open(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise FileRefused(f"can't read {extents}: {error.strerror}") from error
+        with file:
+            yield file

@@ -116,9 +116,10 @@ async def announce(
     base: PointRef | None = None,
     chunk_size: int = CHUNK,
     shards: int = 1,
+    size: int | None = None,
 ) -> str:
     """Put intent and plan; `ranges` are bytes (None: all). Return the intent's id."""
-    size = _size(volume)
+    size = _size(volume) if size is None else size
     chunks = ChunkSet(size, chunk_size)
     for offset, length in [(0, size)] if ranges is None else ranges:
         chunks.add_range(offset, length)
@@ -178,9 +179,12 @@ async def take(
     mode: Mode = "full",
     base: Point | None = None,
     chunk_size: int = CHUNK,
+    size: int | None = None,
 ) -> Point:
-    """Plan and run a backup."""
-    intent_id = await announce(vault, volume, ranges, mode=mode, base=base.ref if base else None, chunk_size=chunk_size)
+    """Plan and run a backup; `size` where the file system doesn't know it (devices)."""
+    intent_id = await announce(
+        vault, volume, ranges, mode=mode, base=base.ref if base else None, chunk_size=chunk_size, size=size
+    )
     return await run(vault, intent_id, volume)
 
 

@@ -1,0 +1,168 @@
+"""A person with a file, a directory and a key: back up, list, restore, verify, without any cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.main import main
+from orchestrator.cli.parts.errors import OptionsUnreadable
+from orchestrator.cli.parts.offline import store_options
+from tests.blocks.volumes import CHUNK, Volume
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "disk.img", 80 * CHUNK + 512)
+    volume.noise(3 * CHUNK, 20 * CHUNK)
+    volume.text(40 * CHUNK, 10 * CHUNK)
+    return volume
+
+
+class Person:
+    """Types commands in one folder."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.key = folder / "master.key"
+        assert main(["key", "generate", str(self.key)]) == 0
+        self.where = ["--repository", f"file://{folder / 'repository'}", "--key-file", str(self.key)]
+
+    def types(self, *command: str, where: bool = True) -> tuple[int, str, str]:
+        """Run a command on the repository; return exit code, stdout and stderr."""
+        self.capsys.readouterr()
+        code = main([*command, *(self.where if where else [])])
+        said = self.capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    def copies(self, path: Path, *more: str) -> dict[str, Any]:
+        """Back up and return the figures."""
+        code, out, err = self.types("copy", str(path), "--json", "-", *more)
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+
+@pytest.fixture
+def person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Person:
+    return Person(tmp_path, capsys)
+
+
+def test_a_file_is_backed_up_listed_and_brought_back(tmp_path: Path, person: Person, volume: Volume) -> None:
+    # given a point, and a delta of one changed place on it
+    full = person.copies(volume.path, "--create", "--chunk-size", "64K")
+    first = volume.sha256()
+    volume.noise(5 * CHUNK + 10, 100)
+    changed = tmp_path / "changed"
+    changed.write_text(f"# offset length\n{5 * CHUNK + 10} 100\n")
+    delta = person.copies(volume.path, "--base", full["point"], "--extents", str(changed))
+    # when they are listed and brought back
+    _, listed, _ = person.types("restore", "--list", "-o", "json")
+    back, code = tmp_path / "back.img", []
+    for number, point in enumerate((full, delta)):
+        target = back.with_suffix(f".{number}")
+        code.append(person.types("restore", "--point", point["point"][:8], "--to", str(target), "--sha256"))
+    # then each is what the file was, and the delta cost what changed
+    assert [one["point"] for one in json.loads(listed)] == [full["point"], delta["point"]]
+    assert [one[0] for one in code] == [0, 0]
+    assert hashlib.sha256((tmp_path / "back.0").read_bytes()).hexdigest() == first
+    assert (tmp_path / "back.1").read_bytes() == volume.path.read_bytes()
+    assert volume.sha256() in code[1][1]
+    assert (full["mode"], delta["mode"]) == ("allocated", "delta")
+    assert delta["stats"]["read"] == CHUNK
+    assert delta["stats"]["chunksStored"] == 1
+
+
+def test_a_second_copy_without_extents_uploads_no_chunk_again(person: Person, volume: Volume) -> None:
+    person.copies(volume.path, "--create")
+    again = person.copies(volume.path)
+    assert again["stats"]["chunksStored"] == 0
+    assert again["stats"]["packs"] == 0
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, person: Person, volume: Volume) -> None:
+    source = str(volume.path)
+    code, _, err = person.types("copy", source)
+    assert (code, err.count("\n")) == (65, 1)
+    assert "No repository at" in err
+    made = person.copies(volume.path, "--create")
+    target = tmp_path / "there"
+    target.write_bytes(b"keep me")
+    cases = {
+        ("copy", str(tmp_path / "gone")): "can't open",
+        ("copy", source, "--base", "ffffffff"): "no point ffffffff",
+        ("restore", "--point", "ffffffff", "--to", "new"): "no point ffffffff",
+        ("restore", "--point", made["point"], "--to", str(target)): "exists already",
+        ("restore", "--point", made["point"], "--to", str(target), "--overwrite"): "the recovery point needs",
+        ("restore", "--point", made["point"], "--to", "x", "--expect", "00"): "digest",
+        ("copy", source, "--base", made["point"], "--extents", source): "not `offset length`",
+        ("copy", source, "--base", made["point"], "--extents", str(tmp_path / "gone")): "can't read",
+    }
+    for command, said in cases.items():
+        code, _, err = person.types(*command)
+        assert code == 65, command
+        assert said in err
+        assert err.count("\n") == 1
+    assert target.read_bytes() == b"keep me"
+
+
+def test_another_key_and_a_foreign_directory_are_refused_and_nothing_is_written(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    person.copies(volume.path, "--create")
+    other = tmp_path / "other.key"
+    main(["key", "generate", str(other)])
+    foreign = tmp_path / "home"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("dear")
+    for url, key, said in [
+        (f"file://{tmp_path / 'repository'}", other, "key does not open"),
+        (f"file://{foreign}", person.key, "not a Tidemark repository"),
+        (f"file://{tmp_path / 'repository'}", volume.path, "neither 32 bytes"),
+        ("ftp://host/x", person.key, "scheme"),
+    ]:
+        code, _, err = person.types(
+            "copy", str(volume.path), "--create", "--repository", url, "--key-file", str(key), where=False
+        )
+        assert code == 65
+        assert said in err
+    assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
+
+
+def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path, person: Person) -> None:
+    before = person.key.read_bytes()
+    code, _, err = person.types("key", "generate", str(person.key), where=False)
+    assert code == 65
+    assert "File exists" in err
+    assert person.key.read_bytes() == before
+    assert person.key.stat().st_mode & 0o777 == 0o600
+
+
+def test_after_a_rewrap_the_new_key_opens_and_the_old_one_does_not(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    made = person.copies(volume.path, "--create")
+    new = tmp_path / "new.key"
+    main(["key", "generate", str(new)])
+    assert person.types("key", "rewrap", "--new-key-file", str(new))[0] == 0
+    person.where[-1] = str(new)
+    target = tmp_path / "back"
+    assert person.types("restore", "--point", made["point"], "--to", str(target))[0] == 0
+    assert target.read_bytes() == volume.path.read_bytes()
+
+
+def test_store_options_come_from_the_environment_or_a_file_and_never_from_the_command_line(tmp_path: Path) -> None:
+    environment = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "HOME": "/root"}
+    assert store_options("s3://b/p", None, environment) == {"access_key_id": "id", "secret_access_key": "secret"}
+    assert store_options("file:///x", None, environment) == {}
+    file = tmp_path / "options"
+    file.write_text("# mine\nregion = eu-1\n\nendpoint=http://here:9000\n")
+    assert store_options("s3://b/p", file, environment) == {"region": "eu-1", "endpoint": "http://here:9000"}
+    file.write_text("nonsense\n")
+    with pytest.raises(OptionsUnreadable, match="line 1"):
+        store_options("s3://b/p", file, environment)
