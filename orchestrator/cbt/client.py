@@ -138,6 +138,8 @@ class Client:
         self._lines: dict[tuple[str, bytes], Line] = {}
 
     async def __aenter__(self) -> Self:
+        # The first message of a process makes betterproto2 look for pydantic, and import it for a quarter of a second.
+        await asyncio.to_thread(Question(DELTA, "", "").encode, "", 0, 0)
         return self
 
     async def __aexit__(

@@ -29,7 +29,7 @@ __all__ = ["Client", "Evidence", "Settings", "Sink", "Snapshot", "allocated", "d
 
 _IN_THREAD_BYTES = 160 * 1024
 """A message above this (some 12,000 ranges) would hold the loop for more than a millisecond or two."""
-_BATCH = 16 * 1024
+_BATCH = 8 * 1024
 """Ranges handed to the sink without letting the loop run."""
 _MANY_OUTSIDE = 64
 _MOST_NOTES = 16
@@ -209,8 +209,7 @@ class _Answer:
 
     async def _hand_over(self, extents: Extents) -> None:
         for first in range(0, len(extents), _BATCH):
-            if first:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             part = slice(first, first + _BATCH)
             self.sink.accept(Extents(extents.offsets[part], extents.lengths[part]))
         self.bytes += extents.total_bytes

@@ -518,7 +518,7 @@ async def test_a_message_of_a_million_ranges_leaves_the_loop_free() -> None:
 
     async def spin() -> None:
         nonlocal turns
-        while len(at_turn) < 62:
+        while len(at_turn) < 123:
             await asyncio.sleep(0)
             turns += 1
 
@@ -528,13 +528,13 @@ async def test_a_message_of_a_million_ranges_leaves_the_loop_free() -> None:
             at_turn.clear()
             sink = Slices()
             async with world([Say(encode(1 << 35, count))]) as here, asyncio.TaskGroup() as group:
-                spinner = group.create_task(spin())
+                spinner, before = group.create_task(spin()), threads.used
                 await allocated(here.client, SNAPSHOT, size_bytes=CAPACITY, sink=sink)
                 spinner.cancel()
             assert len(sink.ranges) == count
-            assert threads.used == uses
-    assert len(at_turn) == 62
-    assert all(before < after for before, after in pairwise(at_turn))
+            assert threads.used - before == uses
+    assert len(at_turn) == 123
+    assert all(turn < later for turn, later in pairwise(at_turn))
 
 
 async def test_ten_million_ranges_are_streamed_and_never_gathered() -> None:
@@ -556,7 +556,7 @@ async def test_ten_million_ranges_are_streamed_and_never_gathered() -> None:
     async with world(messages) as here:
         evidence = await allocated(here.client, SNAPSHOT, size_bytes=CAPACITY, sink=sink)
     assert (evidence.tuples, sink.ranges_seen, evidence.messages) == (10_000_000, 10_000_000, 1000)
-    assert sink.biggest <= 16 * 1024
+    assert sink.biggest <= 8 * 1024
 
 
 async def test_only_two_streams_of_a_driver_run_at_once() -> None:
