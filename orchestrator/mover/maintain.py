@@ -15,25 +15,21 @@ from orchestrator.repository.maintenance import plan_sweep, sweep
 
 async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
     """Run one sweep. It needs no lease: whatever runs at the same time can't be harmed (docs/repository-format.md)."""
-    seen = [0]
-    reporter.watch(lambda: Progress(stage="sweeping", done=seen[0]))
-
-    def note(objects: int) -> None:
-        seen[0] = objects
-
+    reporter.watch(lambda: Progress(stage="sweeping"))
+    reporter.tell()
     async with opened_vault(config) as vault:
         plan = await plan_sweep(
             vault,
             now=SystemClock().now(),
             grace=timedelta(seconds=config.grace_s),
             intent_age=timedelta(seconds=config.intent_age_s),
-            progress=note,
         )
+        log.info("%s", plan.sentence())
+        reporter.watch(lambda: Progress(stage="sweeping", total=plan.deletion_bytes))
         result = await sweep(vault, plan, OpenFence())
-    log.info("deleted %d objects with %d bytes", result.deleted_objects, result.deleted_bytes)
-    reporter.watch(lambda: Progress(stage="done", done=result.deleted_objects))
+    reporter.watch(lambda: Progress(stage="done", done=result.deleted_bytes, total=plan.deletion_bytes))
     return MoverOutcome(
         ok=True,
-        message=f"deleted {result.deleted_objects} objects with {result.deleted_bytes} bytes, "
-        f"{result.candidates} candidates wait, {result.cancelled_intents} old intents ended",
+        message=f"deleted {result.deleted_objects} objects with {result.deleted_bytes} bytes; "
+        f"{result.candidates} more wait out the grace time; {result.cancelled_intents} old intents ended",
     )

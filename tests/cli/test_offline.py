@@ -166,3 +166,34 @@ def test_store_options_come_from_the_environment_or_a_file_and_never_from_the_co
     file.write_text("nonsense\n")
     with pytest.raises(OptionsUnreadable, match="line 1"):
         store_options("s3://b/p", file, environment)
+
+
+def test_verify_proves_a_sound_repository_and_names_the_points_that_damage_hurts(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    # given two points, the second with one chunk of its own
+    first = person.copies(volume.path, "--create")
+    volume.noise(60 * CHUNK, CHUNK)
+    second = person.copies(volume.path)
+    sound = person.types("verify", "--full")
+    # when one bit flips in the pack that only the second uses
+    packs = sorted((tmp_path / "repository").rglob("packs/*/*"), key=lambda path: path.stat().st_size)
+    flipped = bytearray(packs[0].read_bytes())
+    flipped[300] ^= 1
+    packs[0].chmod(0o600)
+    packs[0].write_bytes(flipped)
+    code, out, err = person.types("verify", "--full")
+    # then just that point is named
+    assert sound[0] == 0, sound
+    assert "Sound: 2 points" in sound[1]
+    assert code == 65
+    assert second["point"] in out
+    assert first["point"] not in out
+    assert "damaged" in err
+
+
+def test_a_rolled_back_point_is_found_by_the_digest_kept_elsewhere(person: Person, volume: Volume) -> None:
+    made = person.copies(volume.path, "--create")
+    expect = ["verify", "--point", made["point"], "--expect"]
+    assert person.types(*expect, made["digest"])[0] == 0
+    assert person.types(*expect, "00" * 32)[0] == 65
