@@ -199,7 +199,7 @@ class MapReader:
                 leaves = await self.leaves([ref for ref in refs.values() if ref is not None])
                 for n in some:
                     ref = refs[n]
-                    merged = dict(leaves[ref].items()) if ref is not None else {}
+                    merged = dict(leaves[ref].chunks()) if ref is not None else {}
                     base = (node * FAN_OUT + n) * LEAF_CHUNKS
                     entries = _overlaid(merged, page.overlay(n))
                     batch = [(base + at, entry) for at, entry in entries if first <= base + at < end]

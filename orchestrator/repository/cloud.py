@@ -150,6 +150,9 @@ class CloudStore:
 
     async def put_new(self, key: str, data: Bytes) -> None:
         """Create an object by one conditional PUT; anything but a clear answer is settled by reading back."""
+        if isinstance(self._inner, MemoryStore):
+            # It keeps the caller's memory itself, which is used again for the next pack.
+            data = bytes(data)
         for attempt in range(PUT_ATTEMPTS):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):

@@ -145,7 +145,7 @@ async def damaged_runs(vault: Vault, manifest: Manifest, damage: DamageIndex) ->
             elif ref is not None:
                 leaf = (await reader.leaves([ref]))[ref]
                 if any(pack in damage.packs for pack in leaf.packs):
-                    bad.update(at for at, e in leaf.items() if at not in overlay and damage.touches(e))
+                    bad.update(at for at, e in leaf.chunks() if at not in overlay and damage.touches(e))
             for at in sorted(bad):
                 yield base + at, base + at + 1
 

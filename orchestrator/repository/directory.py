@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,9 +115,7 @@ class DirectoryStore:
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Yield objects, folder by folder."""
         files = self._walk(prefix)
-        while batch := await self._run(
-            "list", lambda: [info for info, _ in zip(files, range(LIST_BATCH), strict=False)]
-        ):
+        while batch := await self._run("list", lambda: [*islice(files, LIST_BATCH)]):
             for info in batch:
                 yield info
 

@@ -187,7 +187,7 @@ class ShardBuilder:
         page = None if ref is None or covered else pages.get(ref)
         if ref is not None and not covered and page is None:
             return LeafUpdate(leaf, OVERLAY, None, tuple(sorted(overlay.items())))
-        entries = overlaid(dict(page.items()) if page is not None else {}, sorted(overlay.items()))
+        entries = overlaid(dict(page.chunks()) if page is not None else {}, sorted(overlay.items()))
         entries = {index: entry for index, entry in entries.items() if index < limit}
         if not entries:
             return LeafUpdate(leaf, EMPTY)

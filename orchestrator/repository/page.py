@@ -126,7 +126,7 @@ class Leaf:
         chunk_id, word = _ENTRY.unpack_from(self._raw, self._entries + rank * _ENTRY.size)
         return _entry(chunk_id, word, self.packs)
 
-    def items(self) -> Iterator[tuple[int, Entry]]:
+    def chunks(self) -> Iterator[tuple[int, Entry]]:
         """Yield (chunk number inside the leaf, entry), ascending."""
         bits = self._bits
         for chunk_id, word in _ENTRY.iter_unpack(self._raw[self._entries :]):

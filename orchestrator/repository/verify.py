@@ -134,7 +134,7 @@ class _Verification:
             self.points[key] = manifest.root
 
     async def pages(self) -> None:
-        """Read every page once; list packs first, so that none that a later point names is missed."""
+        """Read every page once, then list packs: one that a point names was there before its manifest was."""
         prefix = self._vault.names.packs
         await self.marking.run(on_leaf=self._leaf, on_inner=self._inner, on_error=self._page_failed)
         async for info in self._vault.store.list(prefix):
@@ -147,7 +147,7 @@ class _Verification:
             self._listed.add(_LISTED.pack(ref.to_bytes(), info.size))
 
     def _leaf(self, _: Ref, leaf: Leaf) -> None:
-        for _index, entry in leaf.items():
+        for _, entry in leaf.chunks():
             self._use(entry)
 
     def _inner(self, _: Ref, page: Inner) -> None:
@@ -178,7 +178,7 @@ class _Verification:
         checker = PackChecker(self._vault, self._share, max(CHUNK_SIZES))
         done = 0
         for number in range(COUNT):
-            sizes = {raw: size for raw, size in map(_LISTED.unpack, self._listed.records(number))}
+            sizes: dict[bytes, int] = dict(map(_LISTED.unpack, self._listed.records(number)))
             for ref, entries in _by_pack(self._uses, number):
                 checked = await checker.check(ref, entries, sizes.get(ref.to_bytes()))
                 self._count(ref, checked)
@@ -223,6 +223,7 @@ def _by_pack(uses: Partitions, number: int) -> Iterator[tuple[ObjectRef, list[En
 async def _blame(vault: Vault, run: _Verification, record: bool, clock: Clock) -> list[Finding]:
     """Find the points that each damaged object hurts, and write the damage down unless it is known."""
     index = DamageIndex()
+    await _forget_removed(vault, run.points)
     for bad in run.bad:
         if bad.hurts:
             index.add(bad.kind, bad.ref, bad.slots)
@@ -234,6 +235,9 @@ async def _blame(vault: Vault, run: _Verification, record: bool, clock: Clock) -
     findings = []
     for bad in run.bad:
         points = hurt.get(bad.ref, {}) if bad.hurts else {}
+        if bad.hurts and not points:
+            # Only points that were removed meanwhile needed it.
+            continue
         name = vault.names.pack(bad.ref) if bad.kind == "pack" else vault.names.map(bad.ref)
         findings.append(Finding(key=name, what=bad.what, points=tuple(sorted(points)), chunks=sum(points.values())))
         if record and points and not _known(known, bad):
@@ -246,6 +250,17 @@ async def _blame(vault: Vault, run: _Verification, record: bool, clock: Clock) -
             )
             await put_damage(vault, entry, bad.slots)
     return findings
+
+
+async def _forget_removed(vault: Vault, points: dict[str, MapRoot]) -> None:
+    """Leave out points that were removed while verify ran: maintenance may have swept what only they needed."""
+    for key in list(points):
+        try:
+            await open_manifest(vault, key)
+        except (ManifestMissing, PointCancelled):
+            del points[key]
+        except (Damaged, UnsupportedFormat):
+            continue
 
 
 def _known(index: DamageIndex, bad: _Bad) -> bool:
@@ -299,6 +314,6 @@ async def _leaf_losses(
         return
     leaf = (await reader.leaves([ref]))[ref]
     if any(pack in damage.packs for pack in leaf.packs):
-        for at, entry in leaf.items():
+        for at, entry in leaf.chunks():
             if at not in overlay and damage.touches(entry):
                 lost[entry.pack] += 1
