@@ -68,10 +68,10 @@ class Bytes(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     volume: Annotated[int, Meta(ge=0, description="Size of the volume.")]
     allocated: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="Bytes the point holds that are not known to be zero.")
-    ]
+    ] = None
     changed: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="Bytes reported as changed (delta) or allocated.")
-    ]
+    ] = None
     read: Annotated[int, Meta(ge=0, description="Bytes read from the volume.")]
     uploaded: Annotated[int, Meta(ge=0, description="Bytes stored in the repository, compressed and sealed.")]
 
