@@ -19,16 +19,16 @@ from typing import ClassVar, Self
 from orchestrator.errors import Terminal
 from orchestrator.sandbox.api import Api, NotFound
 from orchestrator.sandbox.apiserver.server import ApiServer
-from orchestrator.sandbox.faults import switch, switched_on
+from orchestrator.sandbox.faults import Faults, switch, switched_on
 from orchestrator.sandbox.kinds import PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD
 from orchestrator.sandbox.node.process import kill_recorded
 from orchestrator.sandbox.node.server import Nodes
 from orchestrator.sandbox.objects import Manifest, spec, uid
-from orchestrator.sandbox.roles import Part
 from orchestrator.sandbox.snapshotmetadata.server import MetadataServer
 from orchestrator.sandbox.storage.server import Storage
 
 _READY_S = 60.0
+_SWITCHED_S = 10.0
 
 
 class DirectoryInUse(Terminal):
@@ -74,6 +74,7 @@ class Sandbox:
         self._fixed = fixed
         self._job_retry_s = job_retry_s
         self._running: asyncio.Task[None] | None = None
+        self._switches: list[Faults] = []
 
     async def run(self) -> None:
         """Run the cluster until cancelled; `ready` is set when pods and volumes can be made. Raises DirectoryInUse."""
@@ -97,18 +98,17 @@ class Sandbox:
         self._write_private(self.kubeconfig, server.kubeconfig())
         data = self.directory / "data"
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-            parts: list[Part] = []
             for user, make in self._parts(data):
                 path = self.directory / "parts" / f"{user}.kubeconfig"
                 self._write_private(path, server.kubeconfig(f"sandbox-{user}", ["system:masters"]))
                 api = await stack.enter_async_context(Api.from_file(path, agent=f"sandbox-{user}"))
                 part = make(api)
-                parts.append(part)
+                self._switches.append(part.faults)
                 tasks.create_task(part.run(), name=part.name)
                 await part.ready.wait()
             self.ready.set()
 
-    def _parts(self, data: Path) -> list[tuple[str, Callable[[Api], Part]]]:
+    def _parts(self, data: Path) -> list[tuple[str, Callable[[Api], Storage | MetadataServer | Nodes]]]:
         return [
             ("storage", lambda api: Storage(api, data)),
             (
@@ -167,9 +167,12 @@ class Sandbox:
             return await volume_path(api, claim, namespace)
 
     async def fault(self, name: str, value: str | None = "on") -> None:
-        """Switch a fault on (to a value) or off (None). Raises UnknownFault."""
+        """Switch a fault on (to a value) or off (None); return when every part knows. Raises UnknownFault."""
         async with Api.from_file(self.kubeconfig) as api:
             await switch(api, name, value)
+        async with asyncio.timeout(_SWITCHED_S):
+            while any(switches.written(name) != (value or "off") for switches in self._switches):
+                await asyncio.sleep(0.005)
 
     async def kill(self, pod: str, namespace: str) -> list[str]:
         """Kill a pod's processes at once (SIGKILL); return the names of the containers that were hit."""

@@ -84,13 +84,16 @@ class Faults:
     def text(self, fault: str) -> str | None:
         """Return the value of a fault, or None if it is off. An unknown name is a bug of the caller: KeyError."""
         known = FAULTS[fault]
-        value = self.forced.get(fault)
-        if value is None and self._mirror is not None:
-            held: Manifest = self._mirror.get(NAMESPACE, CONFIG_NAME) or {}
-            value = (held.get("data") or {}).get(fault)
+        value = self.forced.get(fault) or self.written(fault)
         if value is None or value.lower() in {"", "off", "false"}:
             return None
         return known.default if value.lower() in {"on", "true"} else value
+
+    def written(self, fault: str) -> str | None:
+        """Return what the ConfigMap says of a fault, as far as this part has seen it."""
+        held: Manifest = (self._mirror.get(NAMESPACE, CONFIG_NAME) if self._mirror is not None else None) or {}
+        value: str | None = (held.get("data") or {}).get(fault)
+        return value
 
     def on(self, fault: str) -> bool:
         """Return whether a fault is on."""
