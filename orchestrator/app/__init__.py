@@ -94,7 +94,7 @@ async def run(
 
 
 def _everybody(context: Context) -> House:
-    # Imported when the house is built: what only asks for --help or tests the house does not pay for all nouns.
+    # Imported here, so that what tests the house alone does not pay for all nouns; the command imports it up front.
     from orchestrator.app.inhabitants import inhabitants
 
     return inhabitants(context)

@@ -15,6 +15,9 @@ from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, Standing
 from policies.duration import parse_duration
 
 
+NO_VOLUME = "It selects no bound volume of its namespace"
+
+
 def page(caches: Caches, clock: Clock, *, version: str, leading: bool) -> StatusPage:
     """Return the page as things stand now."""
     return StatusPage(
@@ -37,7 +40,7 @@ def _policies(caches: Caches, clock: Clock) -> Iterable[PolicyRow]:
         target = parse_duration(policy.spec.objective.rpo) if policy.spec.objective else None
         last = max((e.volume.last_point for e in standing.exposures if e.volume.last_point), default=None)
         verdict: Standing = "none" if target is None else "ok"
-        if any(exposed.volume.last_point is None for exposed in standing.exposures):
+        if not standing.exposures or any(exposed.volume.last_point is None for exposed in standing.exposures):
             verdict = "unprotected"
         elif any(exposed.breached for exposed in standing.exposures):
             verdict = "breached"
@@ -54,7 +57,7 @@ def _policies(caches: Caches, clock: Clock) -> Iterable[PolicyRow]:
             last_point=last,
             next_run=policy.status.next_slot,
             suspended=policy.spec.suspend,
-            message=ready.message if ready and ready.status != "True" else "",
+            message=ready.message if ready and ready.status != "True" else "" if standing.exposures else NO_VOLUME,
         )
 
 

@@ -82,6 +82,7 @@ def controller(
     work until somebody changes something, 75 when it is to be started again.
     """
     from orchestrator import app as house
+    from orchestrator.app.inhabitants import inhabitants  # before the loop runs: it takes a second
     from orchestrator.config import Settings
     from orchestrator.observe import log
 
@@ -103,4 +104,4 @@ def controller(
         metrics_address=metrics_address,
         leader_elect=leader_elect,
     )
-    asyncio.run(house.run(settings, kubeconfig=kubeconfig, kube_context=context))
+    asyncio.run(house.run(settings, kubeconfig=kubeconfig, kube_context=context, build=inhabitants))
