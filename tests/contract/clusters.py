@@ -15,7 +15,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -57,8 +56,10 @@ class Cluster:
         cluster = config["clusters"][0]["cluster"]
         self.url = cluster["server"]
         self.token = config["users"][0]["user"]["token"]
-        self.context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
-        self._local = threading.local()
+        self.context = ssl.create_default_context(
+            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+        )
+        self._kept: http.client.HTTPSConnection | None = None
 
     def _connection(self, timeout: float = 15) -> http.client.HTTPSConnection:
         parts = urlsplit(self.url)
@@ -81,22 +82,33 @@ class Cluster:
         payload = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         if payload is not None:
             sent["Content-Type"] = media
-        connection = self._connection()
-        try:
-            connection.putrequest(method, path, skip_accept_encoding=True)
-            for name, value in sent.items():
-                connection.putheader(name, value)
-            for group in groups:
-                connection.putheader("Impersonate-Group", group)
-            connection.putheader("Content-Length", str(len(payload or b"")))
-            connection.endheaders(payload)
-            response = connection.getresponse()
-            raw = response.read()
-            decoded = json.loads(raw) if raw[:1] in {b"{", b"["} else raw.decode()
-            warnings = response.headers.get_all("Warning") or []
-            return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, decoded, warnings)
-        finally:
-            connection.close()
+        response, raw = self._send(method, path, sent, groups, payload)
+        decoded = json.loads(raw) if raw[:1] in {b"{", b"["} else raw.decode()
+        warnings = response.headers.get_all("Warning") or []
+        return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, decoded, warnings)
+
+    def _send(
+        self, method: str, path: str, headers: dict[str, str], groups: tuple[str, ...], payload: bytes | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send over the kept connection; once more over a new one if the server has closed it meanwhile."""
+        for attempt in (1, 2):
+            connection = self._kept = self._kept or self._connection()
+            try:
+                connection.putrequest(method, path, skip_accept_encoding=True)
+                for name, value in headers.items():
+                    connection.putheader(name, value)
+                for group in groups:
+                    connection.putheader("Impersonate-Group", group)
+                connection.putheader("Content-Length", str(len(payload or b"")))
+                connection.endheaders(payload)
+                response = connection.getresponse()
+                return response, response.read()
+            except (http.client.RemoteDisconnected, ConnectionError):
+                connection.close()
+                self._kept = None
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
 
     def get(self, path: str, **more: Any) -> Answer:
         return self.request("GET", path, **more)
@@ -121,7 +133,9 @@ class Cluster:
         return self.request("DELETE", path, body, **more)
 
     @contextlib.contextmanager
-    def watch(self, path: str, *, headers: dict[str, str] | None = None, timeout: float = 10, **query: Any) -> Iterator[Iterator[Obj]]:
+    def watch(
+        self, path: str, *, headers: dict[str, str] | None = None, timeout: float = 10, **query: Any
+    ) -> Iterator[Iterator[Obj]]:
         """Open a watch; iterate its events (each read waits at most `timeout`)."""
         connection = self._connection(timeout)
         sent = {"Accept": "application/json", "Authorization": f"Bearer {self.token}", **(headers or {})}
@@ -153,7 +167,9 @@ class Cluster:
         self.eventually(lambda: self.get(f"/api/v1/namespaces/{name}/serviceaccounts/default").status == 200)
         return name
 
-    def kubectl(self, *arguments: str, stdin: str = "", ok: bool = True, timeout: float = 40) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *arguments: str, stdin: str = "", ok: bool = True, timeout: float = 40
+    ) -> subprocess.CompletedProcess[str]:
         binary = find_kubectl()
         assert binary is not None
         env = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent), "PATH": os.environ["PATH"]}
@@ -262,7 +278,9 @@ def real(directory: Path, assets: Path) -> Iterator[Cluster]:
         config.write_text(
             yaml.safe_dump(
                 {
-                    "apiVersion": "v1", "kind": "Config", "current-context": "c",
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "c",
                     "clusters": [{"name": "c", "cluster": cluster}],
                     "users": [{"name": "admin", "user": {"token": ADMIN_TOKEN}}],
                     "contexts": [{"name": "c", "context": {"cluster": "c", "user": "admin"}}],

@@ -17,7 +17,13 @@ def _make(cluster: Cluster, ns: str, name: str, **meta: object) -> Obj:
 
 
 def _owner(obj: Obj, **more: object) -> Obj:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "name": obj["metadata"]["name"], "uid": obj["metadata"]["uid"], **more}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "name": obj["metadata"]["name"],
+        "uid": obj["metadata"]["uid"],
+        **more,
+    }
 
 
 def test_a_delete_answers_with_a_status(cluster: Cluster, ns: str) -> None:

@@ -67,7 +67,9 @@ def test_a_name_is_required(cluster: Cluster, ns: str) -> None:
 
 
 def test_generate_name_makes_a_fresh_name(cluster: Cluster, ns: str) -> None:
-    names = {cluster.post(MAPS.format(ns), {"metadata": {"generateName": "x-"}}).ok()["metadata"]["name"] for _ in range(3)}
+    names = {
+        cluster.post(MAPS.format(ns), {"metadata": {"generateName": "x-"}}).ok()["metadata"]["name"] for _ in range(3)
+    }
     assert len(names) == 3
     assert all(n.startswith("x-") and len(n) == 7 for n in names)
 
@@ -143,7 +145,9 @@ def test_malformed_json_is_a_bad_request(cluster: Cluster, ns: str) -> None:
 
 
 def test_yaml_bodies_are_read(cluster: Cluster, ns: str) -> None:
-    answer = cluster.post(MAPS.format(ns), b"metadata: {name: yam}\ndata: {when: '2026-01-01'}\n", media="application/yaml")
+    answer = cluster.post(
+        MAPS.format(ns), b"metadata: {name: yam}\ndata: {when: '2026-01-01'}\n", media="application/yaml"
+    )
     assert answer.status == 201
     assert answer.body["data"] == {"when": "2026-01-01"}
 
@@ -206,7 +210,9 @@ def test_a_claim_cannot_change_its_class(cluster: Cluster, ns: str) -> None:
     cluster.post(path, {"metadata": {"name": "p"}, "spec": spec}).ok()
     answer = cluster.patch(path + "/p", {"spec": {"storageClassName": "y"}})
     assert answer.status == 422
-    assert answer.message.startswith('PersistentVolumeClaim "p" is invalid: spec: Forbidden: spec is immutable after creation')
+    assert answer.message.startswith(
+        'PersistentVolumeClaim "p" is invalid: spec: Forbidden: spec is immutable after creation'
+    )
 
 
 def test_a_claim_needs_modes_and_a_size(cluster: Cluster, ns: str) -> None:
@@ -220,17 +226,26 @@ def test_a_claim_needs_modes_and_a_size(cluster: Cluster, ns: str) -> None:
 
 def test_a_job_gets_its_selector_and_defaults(cluster: Cluster, ns: str) -> None:
     template = {"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}}
-    made = cluster.post(f"/apis/batch/v1/namespaces/{ns}/jobs", {"metadata": {"name": "j"}, "spec": {"template": template}}).ok()
+    made = cluster.post(
+        f"/apis/batch/v1/namespaces/{ns}/jobs", {"metadata": {"name": "j"}, "spec": {"template": template}}
+    ).ok()
     uid, spec = made["metadata"]["uid"], made["spec"]
     assert spec["selector"] == {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
     assert spec["template"]["metadata"]["labels"] == {
         "batch.kubernetes.io/controller-uid": uid, "controller-uid": uid, "batch.kubernetes.io/job-name": "j", "job-name": "j",
     }  # fmt: skip
-    assert (spec["backoffLimit"], spec["completions"], spec["parallelism"], spec["completionMode"]) == (6, 1, 1, "NonIndexed")
+    assert (spec["backoffLimit"], spec["completions"], spec["parallelism"], spec["completionMode"]) == (
+        6,
+        1,
+        1,
+        "NonIndexed",
+    )
     assert made["metadata"]["generation"] == 1
     changed = cluster.patch(f"/apis/batch/v1/namespaces/{ns}/jobs/j", {"spec": {"parallelism": 2}}).ok()
     assert changed["metadata"]["generation"] == 2
-    refused = cluster.patch(f"/apis/batch/v1/namespaces/{ns}/jobs/j", {"spec": {"template": {"spec": {"hostname": "x"}}}})
+    refused = cluster.patch(
+        f"/apis/batch/v1/namespaces/{ns}/jobs/j", {"spec": {"template": {"spec": {"hostname": "x"}}}}
+    )
     assert refused.status == 422
     assert "spec.template: Invalid value" in refused.message
     assert "field is immutable" in refused.message

@@ -90,7 +90,9 @@ def test_apply_creates_and_owns(cluster: Cluster, ns: str) -> None:
 
 
 def test_apply_needs_a_manager(cluster: Cluster, ns: str) -> None:
-    answer = cluster.patch(_maps(ns) + "/a", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}, "apply")
+    answer = cluster.patch(
+        _maps(ns) + "/a", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}, "apply"
+    )
     assert answer.status == 422
     assert answer.message == (
         'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
@@ -145,7 +147,9 @@ def test_a_create_is_owned_by_its_manager(cluster: Cluster, ns: str) -> None:
     body = {"metadata": {"name": "a", "labels": {"l": "1"}}, "data": {"x": "1"}}
     made = cluster.post(_maps(ns), body, fieldManager="maker").ok()
     owners = _owners(made)
-    assert owners == {("maker", "Update"): {"f:data": {".": {}, "f:x": {}}, "f:metadata": {"f:labels": {".": {}, "f:l": {}}}}}
+    assert owners == {
+        ("maker", "Update"): {"f:data": {".": {}, "f:x": {}}, "f:metadata": {"f:labels": {".": {}, "f:l": {}}}}
+    }
     entry = made["metadata"]["managedFields"][0]
     assert (entry["apiVersion"], entry["fieldsType"]) == ("v1", "FieldsV1")
 
@@ -174,7 +178,12 @@ def test_status_is_applied_through_its_subresource(cluster: Cluster, ns: str) ->
     path = f"/api/v1/namespaces/{ns}/persistentvolumeclaims"
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     cluster.post(path, {"metadata": {"name": "p"}, "spec": spec}).ok()
-    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "p"}, "status": {"phase": "Bound"}}
+    body = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "p"},
+        "status": {"phase": "Bound"},
+    }
     found = cluster.apply(path + "/p/status", body, "one", force=True).ok()
     assert found["status"] == {"phase": "Bound"}
     entry = next(m for m in found["metadata"]["managedFields"] if m["manager"] == "one")

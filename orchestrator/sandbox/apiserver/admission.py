@@ -64,7 +64,7 @@ def check_fields(call: Call, obj: Obj, kind: Kind, duplicates: list[str] | None 
     if not problems or mode == "Ignore":
         return
     if mode == "Strict":
-        if kind.custom or call.info.verb == "patch":
+        if call.info.verb == "patch":
             text = f"strict decoding error: {', '.join(problems)}"
         else:
             text = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: strict decoding error: {", ".join(problems)}'
@@ -207,8 +207,8 @@ def keep_system_metadata(kind: Kind, new: Obj, old: Obj) -> None:
         raise conflict(kind.plural, kind.group, name_of(old), why)
     wanted = meta.get("resourceVersion")
     if not wanted and (kind.custom or kind.storage in strategy.CONDITIONAL_ONLY):
-        cause = invalid_value("metadata.resourceVersion", _Zero(), "must be specified for an update")
-        raise invalid(kind.kind, kind.group, name_of(old), [cause])
+        cause = invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
+        raise invalid(kind.plural, kind.group, name_of(old), [cause])
     if wanted and wanted not in {before["resourceVersion"], "0"}:
         if not str(wanted).isdigit():
             raise bad_request(
@@ -229,13 +229,6 @@ def keep_system_metadata(kind: Kind, new: Obj, old: Obj) -> None:
             meta.pop(key, None)
     meta["resourceVersion"] = before["resourceVersion"]
     _tidy(meta)
-
-
-class _Zero:
-    """Shows as Kubernetes shows an unset revision."""
-
-    def __str__(self) -> str:
-        return "0x0"
 
 
 def same(new: Any, old: Any) -> bool:

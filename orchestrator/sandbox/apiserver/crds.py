@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.sandbox.apiserver.cel_rules import compile_rules
 from orchestrator.sandbox.apiserver.objects import Obj, clone, now_text
 from orchestrator.sandbox.apiserver.registry import Kind, Registry, Subresource, object_meta
 from orchestrator.sandbox.apiserver.schema import Node, compile_structural, with_metadata
@@ -47,7 +48,9 @@ def _kind(crd: Obj, version: Obj) -> Kind:
 
 
 def _schema(raw: Mapping[str, Any]) -> Node:
-    return with_metadata(compile_structural(raw), object_meta())
+    node = with_metadata(compile_structural(raw), object_meta())
+    compile_rules(node)
+    return node
 
 
 def _subresources(spec: Obj, version: Obj, found: Mapping[str, Any]) -> list[Subresource]:

@@ -198,14 +198,14 @@ def set_defaults(value: Any, node: Node) -> None:
 
 
 def drop_nulls(value: Any, node: Node) -> None:
-    """Remove nulls of fields that are not nullable and have no default, as pruning of CRDs does."""
+    """Remove nulls of fields that are neither nullable nor defaulted, in place, as Kubernetes does before validation."""
     if isinstance(value, dict):
         for name in list(value):
             child = node.fields.get(name)
             if child is None:
                 if node.values is not None:
                     drop_nulls(value[name], node.values)
-            elif value[name] is None and not child.nullable and child.has_default:
+            elif value[name] is None and not child.nullable and not child.has_default:
                 del value[name]
             else:
                 drop_nulls(value[name], child)
@@ -215,7 +215,14 @@ def drop_nulls(value: Any, node: Node) -> None:
 
 
 _GO_TYPES = {"string": "string", "boolean": "bool", "integer": "int64", "number": "float64"}
-_JSON_TYPES: dict[type, str] = {str: "string", bool: "bool", int: "number", float: "number", dict: "object", list: "array"}
+_JSON_TYPES: dict[type, str] = {
+    str: "string",
+    bool: "bool",
+    int: "number",
+    float: "number",
+    dict: "object",
+    list: "array",
+}
 
 
 def check_types(value: Any, node: Node, struct: str = "", path: str = "") -> str:

@@ -12,9 +12,11 @@ from typing import Any
 import re2
 
 from orchestrator.sandbox.apiserver.builtin_rules import builtin_causes
+from orchestrator.sandbox.apiserver.cel_rules import absent, by_key, check_rules, key_of
+from orchestrator.sandbox.apiserver.crd_rules import crd_causes
 from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.registry import Kind
-from orchestrator.sandbox.apiserver.schema import Node, join
+from orchestrator.sandbox.apiserver.schema import Node, compile_structural, join
 from orchestrator.sandbox.apiserver.status import (
     Cause,
     duplicate,
@@ -29,16 +31,41 @@ from orchestrator.sandbox.apiserver.status import (
 
 def validate_object(kind: Kind, obj: Obj, old: Obj | None, *, status_only: bool = False) -> list[Cause]:
     """Return what is wrong with an object's content."""
+    if kind.storage == "customresourcedefinitions.apiextensions.k8s.io":
+        return [] if status_only else crd_causes(obj, old)
     if not kind.custom:
         return builtin_causes(kind, obj, old, status_only=status_only)
     causes: list[Cause] = []
     if status_only:
+        causes = _status_causes(kind.schema.fields.get("status"), obj, old or {})
+    else:
+        _check(obj, kind.schema, "", causes, NONE if old is None else old)
+    if any(c.reason in _BLOCKING for c in causes):
+        if kind.schema.deep_rules:
+            causes.append(Cause("FieldValueInvalid", f"Invalid value: null: {_NOT_CHECKED}", "<nil>"))
+        return causes
+    if status_only:
         child = kind.schema.fields.get("status")
         if child is not None and "status" in obj:
-            _check(obj["status"], child, "status", causes)
-    else:
-        _check(obj, kind.schema, "", causes)
-    return causes
+            causes += check_rules(obj["status"], (old or {}).get("status", NONE), child, "status")
+        return causes
+    return causes + check_rules(obj, NONE if old is None else old, kind.schema)
+
+
+def _status_causes(node: Node | None, obj: Obj, old: Obj) -> list[Cause]:
+    """Check a status by itself: its messages name fields relative to it, as the real server's do."""
+    found: list[Cause] = []
+    if node is not None and "status" in obj:
+        _check(obj["status"], node, "", found, old.get("status", NONE))
+    return [c._replace(field=f"status.{c.field}".rstrip(".")) if c.field != "<nil>" else c for c in found]
+
+
+NONE = absent()
+_BLOCKING = {"FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"}
+_NOT_CHECKED = (
+    "some validation rules were not checked because the object was invalid; correct the existing errors to complete "
+    "validation"
+)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -68,21 +95,26 @@ def _fits(value: Any, wanted: str) -> bool:
     return isinstance(value, _TYPES.get(wanted, (object,)))
 
 
-def _check(value: Any, node: Node, path: str, causes: list[Cause]) -> None:
-    if value is None and node.nullable:
+def _check(value: Any, node: Node, path: str, causes: list[Cause], old: Any = NONE) -> None:
+    """Collect what is wrong with a value; what an update leaves as it was is not judged again (ratcheting)."""
+    if (value is None and node.nullable) or (path and old is not NONE and old == value):
         return
     if node.int_or_string:
         if not isinstance(value, int | str) or isinstance(value, bool):
             causes.append(_wrong_type(path, value, "integer,string"))
+            _check_unions(value, node, path, causes)
             return
     elif node.type and not _fits(value, node.type):
         causes.append(_wrong_type(path, value, node.type))
+        if node.type == "integer" and isinstance(value, float):
+            detail = f'Invalid value: "": Checked value must be of type integer (default format) in {path}'
+            causes.append(Cause("FieldValueInvalid", detail, "<nil>"))
         return
     _check_values(value, node, path, causes)
     if isinstance(value, dict):
-        _check_map(value, node, path, causes)
+        _check_map(value, node, path, causes, old)
     elif isinstance(value, list):
-        _check_list(value, node, path, causes)
+        _check_list(value, node, path, causes, old)
 
 
 def _wrong_type(path: str, value: Any, wanted: str) -> Cause:
@@ -90,8 +122,9 @@ def _wrong_type(path: str, value: Any, wanted: str) -> Cause:
     return type_invalid(path, _type_of(value), f'{shown} in body must be of type {wanted}: "{_type_of(value)}"')
 
 
-def _check_map(value: Obj, node: Node, path: str, causes: list[Cause]) -> None:
+def _check_map(value: Obj, node: Node, path: str, causes: list[Cause], old: Any) -> None:
     raw = node.raw
+    before = old if isinstance(old, dict) else {}
     for name in node.required:
         if name not in value:
             causes.append(required(join(path, name)))
@@ -109,20 +142,21 @@ def _check_map(value: Obj, node: Node, path: str, causes: list[Cause]) -> None:
         child = node.fields.get(name)
         if child is not None:
             if path or name != "metadata":
-                _check(item, child, join(path, name), causes)
+                _check(item, child, join(path, name), causes, before.get(name, NONE))
         elif node.values is not None:
-            _check(item, node.values, join(path, name), causes)
+            _check(item, node.values, join(path, name), causes, before.get(name, NONE))
 
 
-def _check_list(value: list[Any], node: Node, path: str, causes: list[Cause]) -> None:
+def _check_list(value: list[Any], node: Node, path: str, causes: list[Cause], old: Any) -> None:
     raw = node.raw
     if "maxItems" in raw and len(value) > raw["maxItems"]:
         causes.append(too_many(path, len(value), raw["maxItems"]))
     if len(value) < raw.get("minItems", 0):
         causes.append(invalid_value(path, value, f"{path} in body should have at least {raw['minItems']} items"))
     if node.items is not None:
+        earlier = by_key(old, node)
         for index, item in enumerate(value):
-            _check(item, node.items, f"{path}[{index}]", causes)
+            _check(item, node.items, f"{path}[{index}]", causes, earlier.get(key_of(item, node), NONE))
     if node.list_type in {"map", "set"}:
         _check_unique(value, node, path, causes)
 
@@ -148,23 +182,28 @@ def _check_values(value: Any, node: Node, path: str, causes: list[Cause]) -> Non
         _check_text(value, node, path, causes)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(value, node, path, causes)
+    _check_unions(value, node, path, causes)
+
+
+def _check_unions(value: Any, node: Node, path: str, causes: list[Cause]) -> None:
+    raw = node.raw
     for part in raw.get("allOf") or []:
         _check(value, _sub(part), path, causes)
-    if raw.get("anyOf") and not any(_passes(value, p, path) for p in raw["anyOf"]) and not node.int_or_string:
-        causes.append(
-            invalid_value(path, value, f"{path or '<nil>'} in body must validate at least one schema (anyOf)")
-        )
-    if raw.get("oneOf") and sum(_passes(value, p, path) for p in raw["oneOf"]) != 1:
-        causes.append(
-            invalid_value(path, value, f"{path or '<nil>'} in body must validate one and only one schema (oneOf)")
-        )
+    if raw.get("anyOf") and not any(_passes(value, p, path) for p in raw["anyOf"]):
+        causes.append(_union(f'"{path}" must validate at least one schema (anyOf)'))
+        _check(value, _sub(raw["anyOf"][0]), path, causes)
+    if raw.get("oneOf") and (passed := sum(_passes(value, p, path) for p in raw["oneOf"])) != 1:
+        found = f"Found {passed} valid alternatives" if passed else "Found none valid"
+        causes.append(_union(f'"{path}" must validate one and only one schema (oneOf). {found}'))
     if raw.get("not") and _passes(value, raw["not"], path):
-        causes.append(invalid_value(path, value, f"{path or '<nil>'} in body must not validate the schema (not)"))
+        causes.append(_union(f'"{path}" must not validate the schema (not)'))
+
+
+def _union(text: str) -> Cause:
+    return Cause("FieldValueInvalid", f'Invalid value: "": {text}', "<nil>")
 
 
 def _sub(raw: Any) -> Node:
-    from orchestrator.sandbox.apiserver.schema import compile_structural
-
     return compile_structural(raw)
 
 

@@ -15,7 +15,15 @@ from orchestrator.sandbox.apiserver.managed import Managers
 from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, name_of, namespace_of
 from orchestrator.sandbox.apiserver.reading import fetch, selection
 from orchestrator.sandbox.apiserver.registry import Kind, Registry
-from orchestrator.sandbox.apiserver.status import already_exists, bad_request, conflict, forbidden, invalid, not_found, required
+from orchestrator.sandbox.apiserver.status import (
+    already_exists,
+    bad_request,
+    conflict,
+    forbidden,
+    invalid,
+    not_found,
+    required,
+)
 from orchestrator.sandbox.apiserver.store import Store
 
 #: Told what was asked of a delete: may add finalizers or owners' rules. See gc.
