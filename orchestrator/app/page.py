@@ -14,7 +14,6 @@ from orchestrator.kube.cache import Caches
 from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, Standing, StatusPage
 from policies.duration import parse_duration
 
-
 NO_VOLUME = "It selects no bound volume of its namespace"
 
 
