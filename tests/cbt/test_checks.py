@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cbt.checks import Checks
@@ -141,6 +141,7 @@ def test_an_endless_stream_of_empty_messages_is_a_violation() -> None:
         state.accept(message(), 1 << 20)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     gaps=st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 9000)), min_size=1, max_size=50),
     cuts=st.lists(st.integers(1, 50), max_size=5),

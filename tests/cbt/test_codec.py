@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cbt.codec import Message, decode
@@ -17,6 +17,9 @@ from orchestrator.cbt.errors import ContractViolation
 from orchestrator.wire.snapshotmetadata import BlockMetadata, BlockMetadataType, GetMetadataDeltaResponse
 
 pytestmark = pytest.mark.quick
+
+# A busy machine is no failure.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 # Numbers around every length that a varint can have, where a vectorised decoder goes wrong.
@@ -45,6 +48,7 @@ def read(data: bytes) -> tuple[int, int, list[tuple[int, int]]]:
     return message.block_type, message.capacity, pairs(message)
 
 
+@settings(UNHURRIED)
 @given(kind=st.integers(0, 9), capacity=number, blocks=ranges)
 @example(kind=1, capacity=1 << 40, blocks=[(i * 4096, 4096) for i in range(100)])
 def test_it_reads_what_the_generated_messages_write(kind: int, capacity: int, blocks: list[tuple[int, int]]) -> None:
@@ -179,7 +183,7 @@ field = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(UNHURRIED, max_examples=300)
 @given(fields=st.lists(field, max_size=40), cut=st.integers(0, 3))
 def test_it_agrees_with_googles_decoder_on_odd_messages(google: Any, fields: list[bytes], cut: int) -> None:
     data = b"".join(fields)
@@ -192,7 +196,7 @@ def test_it_agrees_with_googles_decoder_on_odd_messages(google: Any, fields: lis
         assert read(data) == expected
 
 
-@settings(max_examples=500)
+@settings(UNHURRIED, max_examples=500)
 @given(st.binary(max_size=300))
 def test_garbage_is_read_as_google_reads_it_or_refused(google: Any, data: bytes) -> None:
     """Where we refuse what Google accepts, it is for the group wire types, which this protocol has not."""
