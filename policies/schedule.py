@@ -129,8 +129,9 @@ def next_firing(plan: Plan, after: datetime) -> datetime | None:
 
 
 def slot_name_part(slot: datetime) -> str:
-    """Return a slot's part of a name: its nominal UTC time, as `20261122t0230z`."""
-    return slot.astimezone(UTC).strftime("%Y%m%dt%H%Mz")
+    """Return a slot's part of a name: its nominal UTC time, as `20261122t0230z`; with seconds only if there are any."""
+    nominal = slot.astimezone(UTC)
+    return nominal.strftime("%Y%m%dt%H%M%Sz" if nominal.second else "%Y%m%dt%H%Mz")
 
 
 def _index(plan: Interval, instant: datetime) -> int:

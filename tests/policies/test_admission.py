@@ -6,10 +6,11 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.admission import Limits, Running, Waiting, grant
+from tests.policies.calm import CALM
 
 pytestmark = pytest.mark.quick
 
@@ -61,7 +62,7 @@ def test_an_unknown_place_is_not_limited() -> None:
 names = st.sampled_from(["", "x", "y", "z"])
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(
     st.lists(st.tuples(names, names, names, names, st.floats(0, 1e6), st.integers(0, 99)), max_size=15),
     st.lists(st.tuples(names, names, names, names), max_size=6),

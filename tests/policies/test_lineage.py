@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.lineage import Candidate, Held, Target, choose_base, grown_tail, snapshots_to_drop
+from tests.policies.calm import CALM
 
 pytestmark = pytest.mark.quick
 
@@ -102,7 +103,7 @@ def test_the_new_tail_of_a_grown_volume_is_always_read() -> None:
     assert choose_base([BASE], replace(TARGET, size_bytes=160)).mode == "delta"
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(
     st.lists(
         st.builds(
@@ -146,7 +147,7 @@ def test_old_snapshots_go_but_the_base_and_what_is_in_use_stay() -> None:
     assert [s.id for s in snapshots_to_drop(held, 0, in_use=())] == ["a", "b", "d"], "the next delta's base stays"
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=12, unique_by=lambda r: r[0]), st.integers(0, 5))
 def test_no_base_is_dropped_before_its_heir(rows: list[tuple[int, bool]], keep: int) -> None:
     held = [Held(str(n), n, good) for n, good in rows]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.retention import Point, Rules, keeps_nothing, plan
+from tests.policies.calm import CALM
 
 pytestmark = pytest.mark.quick
 
@@ -140,7 +141,7 @@ def build(rows: list[tuple[int, bool, bool, int | None]]) -> list[Point]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.lists(point_given, max_size=40), rules_given | st.none())
 def test_every_point_is_kept_or_dropped_with_a_reason_and_the_last_good_one_stays(
     rows: list[tuple[int, bool, bool, int | None]], rules: Rules | None
@@ -156,7 +157,7 @@ def test_every_point_is_kept_or_dropped_with_a_reason_and_the_last_good_one_stay
         assert good[-1] in {d.point.id for d in verdict.keep}
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.lists(point_given, max_size=40), rules_given)
 def test_pruning_twice_drops_no_more(rows: list[tuple[int, bool, bool, int | None]], rules: Rules) -> None:
     """Without this, each pass of the controller would eat further into what the rules promise."""
@@ -165,7 +166,7 @@ def test_pruning_twice_drops_no_more(rows: list[tuple[int, bool, bool, int | Non
     assert {d.point.id for d in twice.keep if d.point.good} == {d.point.id for d in once.keep if d.point.good}
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.lists(point_given, max_size=30), rules_given, rules_given)
 def test_a_further_rule_never_drops_what_another_keeps(
     rows: list[tuple[int, bool, bool, int | None]], one: Rules, other: Rules

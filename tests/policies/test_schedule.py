@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.schedule import (
     MISSED_LIMIT,
+    SHORTEST,
     BadSchedule,
     Due,
     cron_plan,
@@ -20,6 +21,7 @@ from policies.schedule import (
     next_slot,
     slot_name_part,
 )
+from tests.policies.calm import CALM
 
 pytestmark = pytest.mark.quick
 
@@ -102,9 +104,9 @@ def test_the_29th_of_february_is_rare_but_fires() -> None:
     assert next_slot(cron_plan("0 0 29 2 *", now=NOW), NOW) == utc("2028-02-29T00:00")
 
 
-def test_an_interval_under_a_minute_is_refused() -> None:
-    with pytest.raises(BadSchedule, match="write 1m or more"):
-        interval_plan(timedelta(seconds=30))
+def test_an_interval_too_short_to_be_kept_is_refused() -> None:
+    with pytest.raises(BadSchedule, match="write 5s or more"):
+        interval_plan(SHORTEST - timedelta(seconds=1))
 
 
 def test_only_the_newest_slot_is_made_and_the_others_are_counted() -> None:
@@ -151,7 +153,7 @@ def test_jitter_moves_the_firing_and_never_the_slot() -> None:
     assert next_firing(plan, late) == late + timedelta(hours=1)
 
 
-@settings(deadline=None, max_examples=30)
+@CALM
 @given(st.text(max_size=40), st.integers(0, 10**6))
 def test_jitter_is_the_same_each_time_and_inside_its_span(uid: str, seconds: int) -> None:
     span = timedelta(seconds=seconds)
@@ -160,7 +162,7 @@ def test_jitter_is_the_same_each_time_and_inside_its_span(uid: str, seconds: int
     assert timedelta(0) <= offset < max(span, timedelta(seconds=1))
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(
     st.sampled_from(["*/15 * * * *", "30 2 * * *", "0 */3 * * *", "5,35 1-3 * * *", "0 2 * * 0", "17 3 1 * *"]),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]),
@@ -190,3 +192,16 @@ def test_however_often_one_looks_each_slot_is_due_exactly_once(
 
 def test_the_name_of_a_slot_is_its_nominal_utc_time() -> None:
     assert slot_name_part(utc("2026-11-22T02:30")) == "20261122t0230z"
+    assert slot_name_part(datetime.fromisoformat("2026-11-22T03:30+01:00")) == "20261122t0230z"
+
+
+@CALM
+@given(st.integers(int(SHORTEST.total_seconds()), 7200), st.integers(0, 10**6))
+def test_two_slots_never_share_a_name(every: int, start: int) -> None:
+    """With one name, the second slot's Backup would be taken for the first one's, and never made."""
+    plan = interval_plan(timedelta(seconds=every))
+    first = next_slot(plan, utc("2026-01-01T00:00") + timedelta(seconds=start))
+    assert first is not None
+    second = next_slot(plan, first)
+    assert second is not None
+    assert slot_name_part(first) != slot_name_part(second)

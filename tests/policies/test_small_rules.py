@@ -6,13 +6,14 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.backoff import ceiling, delay
 from policies.duration import BadDuration, format_duration, parse_duration
 from policies.naming import object_name, transient_name
 from policies.rpo import Volume, exposure, time_to_breach, worst
+from tests.policies.calm import CALM
 
 pytestmark = pytest.mark.quick
 
@@ -33,13 +34,13 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.integers(0, 10**9))
 def test_a_duration_written_is_read_back(seconds: int) -> None:
     assert parse_duration(format_duration(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.text(max_size=80), st.lists(st.text(max_size=20), max_size=4))
 def test_a_name_is_a_dns_label_of_at_most_43_characters(readable: str, parts: list[str]) -> None:
     name = object_name(readable, *parts)
@@ -59,7 +60,7 @@ def test_a_name_is_the_same_in_every_version() -> None:
     assert transient_name("6a1f") == "tm-6a1f"
 
 
-@settings(deadline=None, max_examples=60)
+@CALM
 @given(st.integers(-3, 10**6), st.floats(0, 1, exclude_max=True))
 def test_a_wait_is_bounded_whatever_the_attempt(attempt: int, chance: float) -> None:
     assert 0 <= delay(attempt, 0.5, 300, lambda: chance) <= ceiling(attempt, 0.5, 300) <= 300
