@@ -34,10 +34,3 @@ def ns(cluster: Cluster) -> Iterator[str]:
     name = cluster.namespace()
     yield name
     cluster.delete(f"/api/v1/namespaces/{name}")
-
-
-@pytest.fixture(autouse=True)
-def _kubectl(request: pytest.FixtureRequest) -> None:
-    """Skip what needs kubectl on a machine that has none; the `real` run always has one."""
-    if request.node.get_closest_marker("needs_kubectl") and clusters.find_kubectl() is None:
-        pytest.skip("there is no kubectl on this machine")

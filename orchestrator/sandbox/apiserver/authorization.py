@@ -11,9 +11,10 @@ from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.requests import RequestInfo
 from orchestrator.sandbox.apiserver.selectors import match_label_selector
 from orchestrator.sandbox.apiserver.status import ApiError, forbidden
-from orchestrator.sandbox.apiserver.store import Store
+from orchestrator.sandbox.apiserver.store import Change, Store
 
 RBAC = "rbac.authorization.k8s.io"
+_ROLES = f"clusterroles.{RBAC}"
 _PUBLIC = ("/healthz", "/livez", "/readyz", "/version", "/version/")
 _DISCOVERY = ("/api", "/apis", "/openapi", "/version", "/.well-known/openid-configuration", "/openid/v1/jwks")
 
@@ -82,21 +83,32 @@ class Authorizer:
             role = self._store.get(f"roles.{RBAC}", namespace, reference["name"])
         else:
             role = self._store.get(f"clusterroles.{RBAC}", "", reference["name"])
-        for rule in self.effective(role) if role else []:
+        for rule in (role or {}).get("rules") or []:
             yield rule, source
 
-    def effective(self, role: Obj) -> list[Obj]:
-        """Return a role's rules; an aggregating ClusterRole has those of the roles it selects."""
-        aggregation = role.get("aggregationRule")
-        if not aggregation:
-            return role.get("rules") or []
+
+class Aggregation:
+    """Keep the rules of aggregating ClusterRoles equal to those of the roles that they select."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        store.on_change(self._changed)
+
+    def _changed(self, storage: str, change: Change) -> None:
+        if storage != _ROLES:
+            return
+        for role in self._store.all(_ROLES):
+            if role.get("aggregationRule"):
+                rules = self._rules(role)
+                if rules != (role.get("rules") or []):
+                    self._store.put(_ROLES, {**role, "metadata": dict(role["metadata"]), "rules": rules})
+
+    def _rules(self, role: Obj) -> list[Obj]:
         found: list[Obj] = []
-        for other in self._store.all(f"clusterroles.{RBAC}"):
+        selectors = role["aggregationRule"].get("clusterRoleSelectors") or []
+        for other in self._store.all(_ROLES):
             labels = other["metadata"].get("labels") or {}
-            selectors = aggregation.get("clusterRoleSelectors") or []
-            if other["metadata"]["name"] != role["metadata"]["name"] and any(
-                match_label_selector(s, labels) for s in selectors
-            ):
+            if other["metadata"]["name"] != role["metadata"]["name"] and any(match_label_selector(s, labels) for s in selectors):
                 found += [r for r in other.get("rules") or [] if r not in found]
         return found
 

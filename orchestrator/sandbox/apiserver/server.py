@@ -14,7 +14,7 @@ import yaml
 from aiohttp import web
 
 from orchestrator.sandbox.apiserver.authentication import Authenticator
-from orchestrator.sandbox.apiserver.authorization import Authorizer
+from orchestrator.sandbox.apiserver.authorization import Aggregation, Authorizer
 from orchestrator.sandbox.apiserver.bootstrap import seed
 from orchestrator.sandbox.apiserver.calls import Call, User
 from orchestrator.sandbox.apiserver.certificates import Credentials, new_credentials
@@ -61,6 +61,7 @@ class ApiServer:
         tokens = Tokens(self._credentials.signing_key, self.store)
         self._authenticator = Authenticator(self._credentials.signing_key, tokens)
         authorizer = Authorizer(self.store)
+        self._aggregation = Aggregation(self.store)
         self._writer = Writer(self.store, self.registry)
         self._nodes = NodeProxy(self.store)
         self._definitions = Definitions(self.store, self.registry)
