@@ -18,7 +18,7 @@ from orchestrator.config import Settings
 from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import NotFound
-from orchestrator.volumes.ownership import OWNER_LABELS, create_ours, owner_of
+from orchestrator.volumes.ownership import OWNER_LABELS, create_ours, is_ours, owner_of
 
 State = Literal["missing", "pending", "bound", "lost", "deleting"]
 
@@ -80,10 +80,15 @@ async def ensure(client: Client, claim: Claim, settings: Settings) -> Persistent
     return await create_ours(client, PersistentVolumeClaim, build(claim, settings), fits)
 
 
-async def look(client: Client, caches: Caches, name: str, settings: Settings) -> ClaimSeen:
-    """Return how the claim and its volume stand, read from the API server; what was read goes into `caches`."""
+async def look(
+    client: Client, caches: Caches, name: str, settings: Settings, owner: Mapping[str, str] | None = None
+) -> ClaimSeen:
+    """Return how the claim and its volume stand, read from the API server; what was read goes into `caches`.
+
+    With `owner` (labels that name the work) somebody else's claim of that name counts as missing: `ensure` tells.
+    """
     pvc = await client.find(PersistentVolumeClaim, name, settings.namespace)
-    if pvc is None:
+    if pvc is None or (owner is not None and not is_ours(pvc, owner)):
         return ClaimSeen("missing")
     caches.learn(pvc)
     pv = await client.find(PersistentVolume, pvc.spec.volume_name) if pvc.spec.volume_name else None

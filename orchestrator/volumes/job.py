@@ -28,7 +28,7 @@ from orchestrator.config import Settings
 from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import Invalid, NotFound, Unavailable
-from orchestrator.volumes.ownership import create_ours, owner_of
+from orchestrator.volumes.ownership import create_ours, is_ours, owner_of
 
 ANNOTATION_ATTEMPT = "tidemark.dev/attempt"
 """Which try a Job is, counted from 1; survives a crash between making the Job and writing it into a status."""
@@ -177,13 +177,16 @@ async def ensure(client: Client, job: MoverJob, settings: Settings) -> Job:
     return await create_ours(client, Job, build(job, settings))
 
 
-async def look(client: Client, caches: Caches, name: str, settings: Settings) -> JobSeen:
+async def look(
+    client: Client, caches: Caches, name: str, settings: Settings, owner: Mapping[str, str] | None = None
+) -> JobSeen:
     """Return how the Job stands, read from the API server: a stale outcome would start a mover too many.
 
-    What was read goes into `caches`, for others that decide from them.
+    What was read goes into `caches`, for others that decide from them. With `owner` (labels that name the work)
+    somebody else's Job of that name counts as missing: `ensure` tells.
     """
     job = await client.find(Job, name, settings.namespace)
-    if job is None:
+    if job is None or (owner is not None and not is_ours(job, owner)):
         return JobSeen("missing")
     caches.learn(job)
     pod = _newest(await _pods(client, name, settings), job.uid)

@@ -19,7 +19,7 @@ from orchestrator.api.foreign.snapshot import LABEL_MANAGED_BY as LABEL_SNAPSHOT
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, MANAGED_BY
 from orchestrator.config import Settings
 from orchestrator.kube.client import Client
-from orchestrator.volumes.ownership import create_ours, owner_of
+from orchestrator.volumes.ownership import create_ours, is_ours, owner_of
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,14 @@ async def ensure(client: Client, wanted: Import, settings: Settings) -> ImportSe
     return ImportSeen(content, snapshot)
 
 
-async def look(client: Client, name: str, settings: Settings) -> ImportSeen:
-    """Return how the import stands, read from the API server."""
+async def look(client: Client, name: str, settings: Settings, owner: Mapping[str, str]) -> ImportSeen:
+    """Return how the import stands, read from the API server. What isn't the owner's counts as missing."""
     content = await client.find(VolumeSnapshotContent, name)
-    return ImportSeen(content, await client.find(VolumeSnapshot, name, settings.namespace))
+    snapshot = await client.find(VolumeSnapshot, name, settings.namespace)
+    return ImportSeen(
+        content if content is not None and is_ours(content, owner) else None,
+        snapshot if snapshot is not None and is_ours(snapshot, owner) else None,
+    )
 
 
 async def remove(client: Client, name: str, settings: Settings, owner: Mapping[str, str]) -> bool:

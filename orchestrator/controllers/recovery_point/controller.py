@@ -151,7 +151,7 @@ class RecoveryPointController(Controller[RecoveryPoint]):
     async def _gather_copy(self, seen: RecoveryPointSeen) -> tuple[RecoveryPointSeen, JobSeen]:
         client, caches, settings = self.context.client, self.context.caches, self.context.settings
         work = Work(self.context, seen.point)
-        job = await jobs.look(client, caches, work.name, settings)
+        job = await jobs.look(client, caches, work.name, settings, work.owner)
         mover = MoverSeen(job.state, job.attempt, job.deleting, job.outcome, job.message)
         seen = dataclasses.replace(seen, mover=mover)
         stopping = seen.point.spec.cancel or seen.point.spec.prune or seen.namespace_gone
@@ -160,8 +160,8 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         if decisions.asks_repository(seen.point, mover):
             seen = dataclasses.replace(seen, committed=await recording.is_committed(work))
         if mover.state == "missing" and not seen.committed:
-            imported = await rehome.look(client, work.name, settings)
-            found = await clone.look(client, caches, work.name, settings)
+            imported = await rehome.look(client, work.name, settings, work.owner)
+            found = await clone.look(client, caches, work.name, settings, work.owner)
             seen = dataclasses.replace(
                 seen,
                 rehome_started=imported.content is not None and imported.snapshot is not None,

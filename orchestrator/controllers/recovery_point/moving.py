@@ -118,7 +118,7 @@ async def _tell_pending(work: Work, seen: JobSeen) -> None:
 async def stuck_because(work: Work, seen: JobSeen) -> str:
     """Return what keeps clone or pod back, in words."""
     client, settings = work.context.client, work.context.settings
-    found = await clone.look(client, work.context.caches, work.name, settings)
+    found = await clone.look(client, work.context.caches, work.name, settings, work.owner)
     if found.pvc is not None and found.state != "bound":
         said = await clone.last_event(client, found.pvc)
         return f"The clone is {found.state}. {said}".strip()
