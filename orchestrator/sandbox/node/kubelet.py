@@ -76,6 +76,7 @@ class Kubelet(Role):
         self._attachments = part.mirror(VOLUME_ATTACHMENT)
         self._events = Recorder(part.api, "kubelet")
         self._states: dict[str, PodState] = {}
+        self._gone: dict[Key, set[str]] = {}
         self._children: asyncio.TaskGroup | None = None
         self._pods.listen(self._pod_changed)
         for mirror in (self._claims, self._volumes, self._attachments):
@@ -100,8 +101,8 @@ class Kubelet(Role):
 
     def _pod_changed(self, pod: Manifest, gone: bool) -> None:
         if spec(pod).get("nodeName") == self._node:
-            if gone and uid(pod) in self._states:
-                self._states[uid(pod)].gone = True
+            if gone:
+                self._gone.setdefault(key(pod), set()).add(uid(pod))
             self.want(key(pod))
 
     def _all_waiting(self) -> None:
@@ -123,8 +124,8 @@ class Kubelet(Role):
 
     async def reconcile(self, at: Key) -> float | None:
         """Take the next step with the pod of that name, and with pods that had it before."""
-        for state in [s for s in self._states.values() if s.key == at and s.gone]:
-            await self._forget(state)
+        for pod_uid in self._gone.pop(at, set()):
+            await self._forget(pod_uid)
         pod = self._pods.at(at)
         if pod is None or spec(pod).get("nodeName") != self._node:
             return None
@@ -300,12 +301,12 @@ class Kubelet(Role):
             await asyncio.to_thread(shutil.rmtree, home / folder, ignore_errors=True)
         await asyncio.to_thread(self._record_path(pod_uid).unlink, missing_ok=True)
 
-    async def _forget(self, state: PodState) -> None:
+    async def _forget(self, pod_uid: str) -> None:
         """The pod object is gone: so goes everything of it."""
-        for process in state.running.values():
+        state = self._states.pop(pod_uid, None)
+        for process in state.running.values() if state else ():
             process.signal(signal.SIGKILL)
-        self._states.pop(state.uid, None)
-        await asyncio.to_thread(shutil.rmtree, self._home(state.uid), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._home(pod_uid), ignore_errors=True)
 
     # What is written
 

@@ -19,7 +19,6 @@ class PodState:
     def __init__(self, at: Key, pod: Manifest) -> None:
         self.key = at
         self.uid = uid(pod)
-        self.gone = False
         self.prepared = False
         self.broken = False
         self.asked_to_end = False

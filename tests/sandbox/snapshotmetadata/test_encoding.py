@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,7 +53,7 @@ def test_pages_hold_everything_behind_the_start_in_order_and_no_more_than_asked(
     covered = {b for at, size in tuples for b in range(at // 512, -(-(at + size) // 512))}
     assert covered == {b for b in held if (b + 1) * 512 > start}
     assert all(size > 0 and at + size > min(start, capacity - 1) for at, size in tuples)
-    assert all(a + s <= b for (a, s), (b, _) in zip(tuples, tuples[1:], strict=False))
+    assert all(a + s <= b for (a, s), (b, _) in itertools.pairwise(tuples))
     assert all(len(offsets) <= max_results for offsets, _ in pages if max_results)
     assert not fixed or {size for _, size in tuples} <= {512}
     assert fixed or all(at + size <= capacity for at, size in tuples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import threading
@@ -143,7 +142,7 @@ def test_half_made_copies_of_a_killed_process_go_at_the_next_start(tmp_path: Pat
 
     store.tidy()
 
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert list((tmp_path / "snapshots").iterdir()) == []
 
 
 def test_a_database_that_is_written_all_the_time_is_whole_in_every_snapshot(tmp_path: Path) -> None:
