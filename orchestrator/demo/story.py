@@ -236,8 +236,13 @@ async def broken_cbt(script: Script) -> None:
 
 async def set_fault(script: Script, name: str, *, on: bool) -> None:
     """Switch a fault of the sandbox, through its ConfigMap."""
-    body = {"data": {name: "on" if on else None}}
-    await script.client.merge_patch(ConfigMap, "sandbox-faults", "kube-system", body)
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "sandbox-faults", "namespace": "kube-system"},
+        "data": {name: "on"} if on else {},
+    }
+    await script.client.apply(ConfigMap, body)
     await asyncio.sleep(0.5)
 
 
