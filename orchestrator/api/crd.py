@@ -173,7 +173,7 @@ _NAME_LISTS = frozenset({"Backup.status.points.[]", "Restore.status.children.[]"
 
 
 @dataclass(slots=True)
-class _Walk:
+class Walk:
     """Where in a kind we are, for messages."""
 
     path: list[str] = field(default_factory=list)
@@ -182,7 +182,7 @@ class _Walk:
         return ".".join(self.path)
 
 
-def schema(type_: inspect.Type, walk: _Walk) -> Schema:
+def schema(type_: inspect.Type, walk: Walk) -> Schema:
     """Return the structural schema of one type. Raises Unbounded, naming the path."""
     match type_:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
@@ -214,7 +214,7 @@ def schema(type_: inspect.Type, walk: _Walk) -> Schema:
             return _scalar(type_, walk)
 
 
-def _scalar(type_: inspect.Type, walk: _Walk) -> Schema:
+def _scalar(type_: inspect.Type, walk: Walk) -> Schema:
     match type_:
         case inspect.StrType(min_length=low, max_length=high, pattern=pattern):
             result: Schema = {"type": "string"}
@@ -243,13 +243,13 @@ def _numbers(result: Schema, low: float | None, high: float | None) -> Schema:
     return result | {key: value for key, value in bounds.items() if value is not None}
 
 
-def _bound(result: Schema, key: str, value: int | None, walk: _Walk) -> None:
+def _bound(result: Schema, key: str, value: int | None, walk: Walk) -> None:
     if value is None:
         raise Unbounded(f"{walk.here()} has no {key}; give its type a Meta(max_length=...)")
     result[key] = value
 
 
-def _struct(type_: inspect.StructType, walk: _Walk) -> Schema:
+def _struct(type_: inspect.StructType, walk: Walk) -> Schema:
     cls = type_.cls
     properties: Schema = {}
     required = []
@@ -330,7 +330,7 @@ def definition(kind: type[K8sObject]) -> Schema:
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
     parts = {member.encode_name: member for member in info.fields}
-    walk = _Walk([resource.kind])
+    walk = Walk([resource.kind])
     properties: Schema = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
     for name in ("spec", "status"):
         walk.path.append(name)
