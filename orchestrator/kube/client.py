@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
-import msgspec
 
 from orchestrator.api.meta import K8sObject, OwnerReference, Resource
 from orchestrator.fence import Fence, OpenFence
 from orchestrator.kube import errors
 from orchestrator.kube.errors import Target
+from orchestrator.kube.replies import TokenRequest, decode_groups, decode_resources, decode_token_request
 from orchestrator.kube.transport import Transport
 from orchestrator.kube.wire import BadItem, Listing, WatchEvent, decode_listing, decode_object, watch_events
 
@@ -321,20 +321,12 @@ class Client:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token"
         reply = await self._write("POST", path, target, body=body)
-        try:
-            return _TOKEN_REQUEST.decode(reply)
-        except msgspec.MsgspecError:
-            raise errors.Undecodable(target, "the answer is not a TokenRequest") from None
+        return decode_token_request(reply, target)
 
     async def api_groups(self) -> dict[str, tuple[str, ...]]:
         """Return the versions that the server has of each named group."""
         target = Target("list", "apigroups")
-        body = await self._call("GET", "/apis", target)
-        try:
-            groups = _GROUPS.decode(body).groups
-        except msgspec.MsgspecError as error:
-            raise errors.Unavailable(target, "the answer is not an APIGroupList") from error
-        return {group.name: tuple(version.version for version in group.versions) for group in groups}
+        return decode_groups(await self._call("GET", "/apis", target), target)
 
     async def preferred(self, group: str, candidates: Sequence[Resource]) -> Resource | None:
         """Return the first of `candidates` that the server has, or None; they all are of `group`."""
@@ -347,11 +339,7 @@ class Client:
                 body = await self._call("GET", path, target)
             except errors.NotFound:
                 continue
-            try:
-                found = _RESOURCES.decode(body).resources
-            except msgspec.MsgspecError as error:
-                raise errors.Unavailable(target, "the answer is not an APIResourceList") from error
-            if any(item.name == resource.plural for item in found):
+            if resource.plural in decode_resources(body, target):
                 return resource
         return None
 
@@ -427,52 +415,6 @@ class Client:
                 self._learn(decode_object(kind, reply, Target("delete", kind.RESOURCE.plural)))
         except (ValueError, AttributeError, errors.Undecodable):
             log.debug("a delete's answer could not be read")
-
-
-class _TokenSpec(msgspec.Struct):
-    audiences: list[str] = []
-
-
-class _TokenStatus(msgspec.Struct, rename="camel"):
-    token: str
-    expiration_timestamp: datetime
-
-    def __repr__(self) -> str:
-        """Hide the token."""
-        return f"_TokenStatus(expires {self.expiration_timestamp})"
-
-
-class TokenRequest(msgspec.Struct):
-    """The server's answer to a TokenRequest: its audiences (defaults filled in) and the token."""
-
-    status: _TokenStatus
-    spec: _TokenSpec = msgspec.field(default_factory=_TokenSpec)
-
-
-class _Version(msgspec.Struct):
-    version: str
-
-
-class _Group(msgspec.Struct):
-    name: str
-    versions: list[_Version] = []
-
-
-class _Groups(msgspec.Struct):
-    groups: list[_Group] = []
-
-
-class _NamedResource(msgspec.Struct):
-    name: str
-
-
-class _Resources(msgspec.Struct):
-    resources: list[_NamedResource] = []
-
-
-_TOKEN_REQUEST = msgspec.json.Decoder(TokenRequest)
-_GROUPS = msgspec.json.Decoder(_Groups)
-_RESOURCES = msgspec.json.Decoder(_Resources)
 
 
 def _target(verb: str, resource: Resource, namespace: str = "", name: str = "") -> Target:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from orchestrator.kube.errors import NotConfigured
+from orchestrator.kube.errors import NotConfigured, redacted
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,11 @@ class Transport:
                 lib.config.load_incluster_config(client_configuration=configuration)
             else:
                 raise NotConfigured("There is no kubeconfig and no in-cluster service account")
-        except (lib.config.ConfigException, OSError, TypeError, ValueError, AttributeError) as error:
-            raise NotConfigured(f"The configuration ({path or 'in-cluster'}) is not usable: {error}") from error
+        except NotConfigured:
+            raise
+        except Exception as error:  # YAML, keys, files, plugins: the loader raises whatever it meets
+            words = redacted(str(error) or type(error).__name__, 200)
+            raise NotConfigured(f"The configuration ({path or 'in-cluster'}) is not usable: {words}") from error
         return cls(configuration, lib.rest.RESTClientObject(configuration), loader)
 
     @property
@@ -175,7 +178,10 @@ class Transport:
         self._refreshed_at = now
         user = self._loader._user  # kubernetes_asyncio's own refresh_token() reads it likewise
         if self._loader.provider or (user is not None and "exec" in user):
-            await asyncio.wait_for(self._loader.load_and_set(self._configuration), CONNECT_S)
+            try:
+                await asyncio.wait_for(self._loader.load_and_set(self._configuration), CONNECT_S)
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the old credentials may still do
+                log.warning("the credentials could not be renewed: %s", type(error).__name__)
 
 
 def _home_config() -> str | None:
