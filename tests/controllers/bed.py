@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrator import app
-from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim
+from orchestrator.api.foreign.core import Job, Namespace, PersistentVolume, PersistentVolumeClaim, Secret
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
 from orchestrator.api.meta import K8sObject, ObjectMeta, Resource
-from orchestrator.api.tidemark.fields import FINALIZER, LABEL_PVC_UID
+from orchestrator.api.tidemark.fields import FINALIZER, LABEL_POINT_UID, LABEL_PVC_UID
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint, RecoveryPointSpec
 from orchestrator.app.house import House, Part
 from orchestrator.config import Settings
@@ -30,6 +30,8 @@ from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.demo import install
 from orchestrator.kube.client import Client
 from orchestrator.sandbox.cluster import Sandbox
+from orchestrator.volumes.snapshot import original_name
+from policies.naming import transient_name
 
 SYSTEM = "tidemark-system"
 REPOSITORY = "main"
@@ -45,6 +47,8 @@ class Bed:
     sandbox: Sandbox
     client: Client
     settings: Settings
+    key: str = ""
+    """The repository's master key, in hex."""
     contexts: list[Context] = field(default_factory=list)
     names: int = 0
 
@@ -127,14 +131,50 @@ class Bed:
         """Return the names of all objects of a kind."""
         return [obj.name for obj in (await self.client.list(kind, namespace))[0]]
 
+    async def nothing_is_left_of(self, point: RecoveryPoint, *, snapshot: bool) -> None:
+        """Assert that of a point nothing is left but, perhaps, its snapshot."""
+        name = transient_name(point.uid)
+        for kind in (Job, Secret, PersistentVolumeClaim, VolumeSnapshot):
+            assert name not in await self.of(kind, SYSTEM), await self.picture()
+        assert name not in await self.of(VolumeSnapshotContent)
+        for volume in (await self.client.list(PersistentVolume))[0]:
+            assert volume.spec.claim_ref is None or volume.spec.claim_ref.name != name
+        kept = original_name(point.uid) in await self.of(VolumeSnapshot, point.namespace)
+        assert kept == snapshot, await self.picture()
+        contents = (await self.client.list(VolumeSnapshotContent, labels=f"{LABEL_POINT_UID}={point.uid}"))[0]
+        assert [c.spec.deletion_policy for c in contents] == (["Retain"] if snapshot else [])
+
+    async def restored(self, point: RecoveryPoint) -> bytes:
+        """Return what the point holds, read back with nothing but the repository and the key."""
+        folder = self.directory / "restored"
+        key, out = folder / "key", folder / point.uid
+        await asyncio.to_thread(folder.mkdir, exist_ok=True)
+        await asyncio.to_thread(key.write_text, self.key)
+        command = ["restore", "--repository", f"file://{self.directory}/repository", "--key-file", str(key)]
+        command += ["--point", point.uid, "--to", str(out)]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "orchestrator", *command,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        return await asyncio.to_thread(out.read_bytes)
+
     @contextlib.asynccontextmanager
     async def controller(
-        self, settings: Settings | None = None, sweeper: Callable[[Context], Sweeper] | None = None
-    ) -> AsyncIterator[Context]:
-        """Run the point controller, the slots and a sweeper; at the end it is cut off where it stands."""
+        self,
+        settings: Settings | None = None,
+        sweeper: Callable[[Context], Sweeper] | None = None,
+        hook: Callable[[Context], None] = lambda _: None,
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Run the point controller, the slots and perhaps a sweeper; at the end it is cut off where it stands.
+
+        `hook` sees the context before anything runs. Yields the task that all of it is in.
+        """
         started = asyncio.Event()
 
         def build(context: Context) -> House:
+            hook(context)
             self.contexts.append(context)
             parts = [Part("slots", Slots(context).run)]
             if sweeper is not None:
@@ -155,7 +195,7 @@ class Bed:
         try:
             if running.done():
                 await running
-            yield self.contexts[-1]
+            yield running
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -181,8 +221,8 @@ async def bed(directory: Path, **settings: Any) -> AsyncIterator[Bed]:
         await _allow(client, chosen)
         await client.apply(Namespace, {"metadata": {"name": TENANT}})
         (directory / "repository").mkdir(exist_ok=True)
-        await install.repository(client, chosen, REPOSITORY, f"file://{directory}/repository")
-        yield Bed(directory, sandbox, client, chosen)
+        key = await install.repository(client, chosen, REPOSITORY, f"file://{directory}/repository")
+        yield Bed(directory, sandbox, client, chosen, key)
 
 
 class _Role(K8sObject, frozen=True, kw_only=True):

@@ -1,0 +1,218 @@
+"""Points made in a whole cluster: what they hold, what they cost, what stays behind, and how they fail.
+
+Each story has a volume of its own, so they are told side by side: most of a story is waiting for pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from orchestrator.api.foreign.core import PersistentVolumeClaim
+from orchestrator.api.foreign.snapshot import VolumeSnapshot
+from orchestrator.api.tidemark.backup_policy import VolumeOptions
+from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
+    """One cluster for this file, with the point controller at work."""
+    directory: Path = tmp_path_factory.mktemp("points")
+    async with bed(directory, snapshot_timeout_s=4.0) as made, made.controller():
+        yield made
+
+
+async def test_points_read_what_changed_and_only_the_newest_snapshot_stays(cluster: Bed) -> None:
+    claim = await cluster.volume("db")
+    await cluster.write("db", b"first" * 100)
+    whole = await cluster.completed(claim)
+    await cluster.write("db", b"x" * 70000, offset=2 * 1024 * 1024)
+    part = await cluster.completed(claim)
+    idle = await cluster.completed(claim)
+
+    assert (whole.status.mode, whole.status.reason) == ("allocated", "NoBase")
+    assert whole.status.bytes is not None
+    assert whole.status.bytes.read == 256 * 1024
+    assert part.status.mode == "delta"
+    assert part.status.base is not None
+    assert part.status.base.uid == whole.uid
+    assert part.status.bytes is not None
+    assert part.status.bytes.read == 256 * 1024
+    assert idle.status.mode == "delta"
+    assert idle.status.bytes is not None
+    assert (idle.status.bytes.read, idle.status.bytes.uploaded, idle.status.attempts) == (0, 0, 0)
+    assert [p.status.sequence for p in (whole, part, idle)] == [1, 2, 3]
+
+    async def dropped() -> bool:
+        return len(await cluster.of(VolumeSnapshot, TENANT)) == 1
+
+    await cluster.eventually(dropped, "older snapshots dropped")
+    await cluster.nothing_is_left_of(whole, snapshot=False)
+    await cluster.nothing_is_left_of(part, snapshot=False)
+    await cluster.nothing_is_left_of(idle, snapshot=True)
+
+
+async def test_a_driver_that_serves_no_delta_is_asked_for_what_is_allocated_and_that_is_told(cluster: Bed) -> None:
+    claim = await cluster.volume("ladder")
+    await cluster.write("ladder", b"first" * 100)
+    await cluster.completed(claim)
+    await cluster.sandbox.fault("cbt-base-not-found")
+    try:
+        fallen = await cluster.completed(claim)
+        await cluster.sandbox.fault("cbt-forbidden")
+        deeper = await cluster.completed(claim)
+    finally:
+        await cluster.sandbox.fault("cbt-base-not-found", None)
+        await cluster.sandbox.fault("cbt-forbidden", None)
+    again = await cluster.completed(claim)
+
+    assert (fallen.status.requested_mode, fallen.status.mode) == ("delta", "allocated")
+    assert fallen.status.fallback_reason == fallen.status.reason == "MetadataNotFound"
+    assert (deeper.status.mode, deeper.status.fallback_reason) == ("full", "CBTForbidden")
+    assert deeper.status.bytes is not None
+    assert deeper.status.bytes.read == deeper.status.bytes.volume
+    assert deeper.status.bytes.uploaded < 4096  # an equal chunk is not stored twice, whatever the rung
+    assert (again.status.mode, again.status.fallback_reason) == ("delta", "")
+
+
+async def test_a_point_without_a_repository_is_its_snapshot(cluster: Bed) -> None:
+    claim = await cluster.volume("only")
+    first = await cluster.completed(claim, repository=None)
+    second = await cluster.completed(claim, repository=None)
+    assert [p.status.mode for p in (first, second)] == ["snapshot", "snapshot"]
+    assert [p.status.sequence for p in (first, second)] == [1, 2]
+    await cluster.nothing_is_left_of(first, snapshot=True)
+    await cluster.nothing_is_left_of(second, snapshot=True)
+
+
+async def test_what_cannot_be_done_is_said_and_leaves_nothing(cluster: Bed) -> None:
+    claim = await cluster.volume("bad")
+    unknown = await cluster.ended(await cluster.point(claim, options=VolumeOptions(snapshot_class_name="nope")))
+    nowhere = await cluster.ended(await cluster.point(claim, repository="nowhere"))
+    classless = await cluster.ended(await cluster.point(claim, options=VolumeOptions(clone_class_name="nope")))
+    await cluster.sandbox.fault("snapshot-error")
+    try:
+        late = await cluster.ended(await cluster.point(claim))
+    finally:
+        await cluster.sandbox.fault("snapshot-error", None)
+    ends = (unknown, nowhere, classless, late)
+    assert {p.status.phase for p in ends} == {PointPhase.FAILED}
+    assert [p.status.reason for p in ends] == [
+        "UnknownSnapshotClass",
+        "RepositoryNotFound",
+        "NoCloneClass",
+        "SnapshotTimeout",
+    ]
+    for point in ends:
+        assert point.status.message
+        await cluster.nothing_is_left_of(point, snapshot=False)
+
+
+async def test_a_strangers_object_under_our_name_is_never_adopted(cluster: Bed) -> None:
+    claim = await cluster.volume("taken")
+    await cluster.sandbox.fault("snapshot-slow", "1")
+    point = await cluster.point(claim)
+    name = f"tm-{point.uid}"
+    stranger = {
+        "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "sandbox",
+            "resources": {"requests": {"storage": "1Mi"}},
+        },
+    }
+    await cluster.client.create_raw(PersistentVolumeClaim.RESOURCE, stranger, PersistentVolumeClaim)
+    await cluster.write("taken", b"data")
+    await cluster.sandbox.fault("snapshot-slow", None)
+    ended = await cluster.ended(point)
+    assert (ended.status.phase, ended.status.reason) == (PointPhase.FAILED, "NameTaken")
+    kept = await cluster.client.get(PersistentVolumeClaim, name, SYSTEM)
+    await cluster.client.delete(PersistentVolumeClaim, name, SYSTEM, uid=kept.uid)
+    await cluster.nothing_is_left_of(ended, snapshot=False)
+
+
+async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Bed) -> None:
+    claim = await cluster.volume("killed", "16Mi")
+    await cluster.write("killed", bytes(range(256)) * 4096 * 8)
+    await cluster.sandbox.fault("mover-kill", "0.3")
+    point = await cluster.completed(claim, options=VolumeOptions(bandwidth_limit="8Mi"))
+    await cluster.sandbox.fault("mover-kill", None)
+    assert point.status.attempts == 2
+    await cluster.nothing_is_left_of(point, snapshot=True)
+
+
+async def test_a_point_cancelled_or_deleted_in_mid_copy_leaves_nothing(cluster: Bed) -> None:
+    claim = await cluster.volume("stopped", "16Mi")
+    await cluster.write("stopped", bytes(range(256)) * 4096 * 8)
+    slow = VolumeOptions(bandwidth_limit="1Mi")
+    points = []
+    for deed in ("cancel", "delete"):
+        point = await cluster.point(claim, options=slow)
+
+        async def copying(point: RecoveryPoint = point) -> bool:
+            found = await cluster.client.get(RecoveryPoint, point.name, TENANT)
+            return found.status.phase is PointPhase.COPYING and found.status.attempts == 1
+
+        await cluster.eventually(copying, "the mover started")
+        if deed == "cancel":
+            await cluster.client.merge_patch(RecoveryPoint, point.name, TENANT, {"spec": {"cancel": True}})
+            ended = await cluster.ended(point)
+            assert (ended.status.phase, ended.status.reason) == (PointPhase.CANCELLED, "Cancelled")
+        else:
+            await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
+
+            async def gone(point: RecoveryPoint = point) -> bool:
+                return await cluster.client.find(RecoveryPoint, point.name, TENANT) is None
+
+            await cluster.eventually(gone, "the record went")
+        points.append(point)
+    for point in points:
+        await cluster.nothing_is_left_of(point, snapshot=False)
+
+
+async def test_a_tenant_who_deletes_the_snapshot_in_mid_copy_hurts_nothing(cluster: Bed) -> None:
+    claim = await cluster.volume("rough", "8Mi")
+    await cluster.write("rough", bytes(range(256)) * 4096 * 4)
+    point = await cluster.point(claim, options=VolumeOptions(bandwidth_limit="2Mi"))
+
+    async def copying() -> bool:
+        return (await cluster.client.get(RecoveryPoint, point.name, TENANT)).status.phase is PointPhase.COPYING
+
+    await cluster.eventually(copying, "a slot granted")
+    snapshot = await cluster.client.get(VolumeSnapshot, f"tidemark-{point.uid}", TENANT)
+    await cluster.client.delete(VolumeSnapshot, snapshot.name, TENANT, uid=snapshot.uid)
+    ended = await cluster.ended(point)
+    assert ended.status.phase is PointPhase.COMPLETED
+
+
+async def test_pruning_removes_data_snapshot_and_record_and_nothing_else_does(cluster: Bed) -> None:
+    claim = await cluster.volume("pruned")
+    await cluster.write("pruned", b"data")
+    point = await cluster.completed(claim)
+    assert point.status.manifest is not None
+    manifest = cluster.directory / "repository" / point.status.manifest.key
+    assert await asyncio.to_thread(manifest.exists)
+    await cluster.client.merge_patch(RecoveryPoint, point.name, TENANT, {"spec": {"prune": True}})
+
+    async def gone() -> bool:
+        return await cluster.client.find(RecoveryPoint, point.name, TENANT) is None
+
+    await cluster.eventually(gone, "the point pruned")
+    await cluster.nothing_is_left_of(point, snapshot=False)
+    # What stands at its name now says that it was removed, so that no late writer brings it back.
+    again = await cluster.completed(claim)
+    assert (again.status.mode, again.status.reason) == ("allocated", "NoBase")
+    assert again.status.sequence == 2
+
+
+async def test_a_status_stays_small(cluster: Bed) -> None:
+    for point in (await cluster.client.list(RecoveryPoint))[0]:
+        assert len(msgspec.json.encode(point.status)) <= 3072
