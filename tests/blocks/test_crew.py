@@ -45,6 +45,8 @@ async def test_one_failing_thread_stops_all_and_its_error_is_the_one_that_surfac
 
     def die() -> None:
         go.wait()
+        while not all(queue._waiters for queue in (full._room, empty._filled, turn._changed)) or len(crew._wakers) < 4:  # type: ignore[attr-defined]
+            crew.pause(0.001)  # until everybody waits
         raise Broken("the disk is gone")
 
     for work in (fill, drain, take, call, die):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.blocks.errors import ReadBackMismatch, TargetFull, TargetTooSmall
@@ -132,3 +133,14 @@ async def test_what_the_target_lost_shows_when_it_is_read_back(
     # then the chunk is named
     with pytest.raises(ReadBackMismatch, match=f"chunk {index} "):
         await read_back(vault, manifest, str(back), known_zero=True)
+
+
+async def test_a_chunk_of_another_length_than_its_place_has_is_damage(
+    tmp_path: Path, vault: Vault, point: Point
+) -> None:
+    # given a manifest whose volume ends elsewhere than the one that was copied
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    shorter = msgspec.structs.replace(manifest.root, volume_size=manifest.root.volume_size - 10)
+    # when it is restored, then the last chunk doesn't fit
+    with Target.create(tmp_path / "back", SIZE) as target, pytest.raises(Damaged, match="length of chunk 60"):
+        await write_point(vault, msgspec.structs.replace(manifest, root=shorter), target)

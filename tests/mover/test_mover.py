@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api.mover import MoverOutcome
+from orchestrator.mover.report import encode_outcome
 from orchestrator.repository.keys import NamespaceKeys
 from orchestrator.repository.vault import Vault
 from tests.blocks.volumes import CHUNK, Volume, announce, give_back, run, take, vault_at
@@ -89,6 +91,7 @@ async def test_a_mover_imports_nothing_that_only_others_need(
     [
         (lambda config: config.pop("keys"), "missing required field `keys`"),
         (lambda config: config.update(task="restore"), "is for restore, not for backup"),
+        (lambda config: config.update(point="another"), "is for another, not for 1111"),
         (lambda config: config.update(version=2), "version"),
         (lambda config: config.update(surprise=1), "unknown field `surprise`"),
         (lambda config: config.update(bandwidthLimit=0), "would never finish"),
@@ -154,3 +157,17 @@ async def test_maintain_and_verify_run_as_movers(tmp_path: Path, vault: Vault, u
         code, lines, log = end(pod.start())
         assert code == 0, log
         assert lines[-1]["stage"] == "done"
+
+
+def test_a_long_message_is_cut_to_what_a_termination_message_may_hold() -> None:
+    # given an outcome with a message far too long, of characters that take several bytes
+    outcome = MoverOutcome(ok=False, reason="Damaged", message="ä€" * 5000, manifest_key="k" * 100)
+    # when it is encoded
+    raw = encode_outcome(outcome)
+    # then it fits, is whole JSON, and says the rest in full
+    assert len(raw) <= 1024
+    assert len(raw) > 900
+    found = json.loads(raw)
+    assert found["reason"] == "Damaged"
+    assert found["manifestKey"] == "k" * 100
+    assert found["message"].startswith("ä€ä€")
