@@ -189,7 +189,7 @@ class Client:
                     yield event
         except TimeoutError as error:
             raise errors.TimedOut(target, "the watch went silent") from error
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise errors.Unavailable(target, _words(error)) from error
 
     # Writes
@@ -395,7 +395,7 @@ class Client:
                     pause = _retry_after(response, failure)
             except TimeoutError as error:
                 raise errors.TimedOut(target, f"no answer within {self.timeout_s:g} s") from error
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, OSError) as error:
                 raise errors.Unavailable(target, _words(error)) from error
             if pause is None or attempt == TRIES or waited + pause > PATIENCE_S:
                 raise failure

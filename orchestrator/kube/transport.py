@@ -87,6 +87,7 @@ class Transport:
         self._configuration = configuration
         self._rest = rest
         self._loader = loader
+        self._authorization = ""
         self._refreshed_at = asyncio.get_running_loop().time()
 
     @classmethod
@@ -165,9 +166,16 @@ class Transport:
     async def _headers(self) -> dict[str, str]:
         await self._refresh()
         headers = {"User-Agent": "tidemark"}
-        for setting in (await self._configuration.auth_settings()).values():
+        try:
+            settings = await self._configuration.auth_settings()
+        except Exception as error:  # noqa: BLE001 - a token file in mid-rotation: the last token may still do
+            log.warning("the token could not be read again: %s", type(error).__name__)
+            settings = {}
+        for setting in settings.values():
             if setting["in"] == "header" and setting["value"]:
-                headers["Authorization"] = setting["value"]
+                self._authorization = setting["value"]
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         return headers
 
     async def _refresh(self) -> None:

@@ -81,7 +81,6 @@ class _Slim(msgspec.Struct):
 _LIST = msgspec.json.Decoder(_RawList)
 _EVENT = msgspec.json.Decoder(_RawEvent)
 _SLIM = msgspec.json.Decoder(_Slim)
-_STATUS = msgspec.json.Decoder(errors.Status)
 
 
 @cache
@@ -166,21 +165,28 @@ async def watch_events(
         except msgspec.MsgspecError as error:
             raise errors.Unavailable(target, "the watch sent garbage") from error
         if event.type == "ERROR":
-            status = _STATUS.decode(event.object)
+            status = errors.decode_status(bytes(event.object))
             raise errors.from_status(target, status.code, status)
         yield _event(kind, event, target)
 
 
 def _event(kind: type[T], event: _RawEvent, target: Target) -> WatchEvent[T] | BadItem:
     if event.type == "BOOKMARK":
-        version = _SLIM.decode(event.object).metadata.resource_version
+        try:
+            version = _SLIM.decode(event.object).metadata.resource_version
+        except msgspec.MsgspecError as error:
+            raise errors.Unavailable(target, "the watch sent a garbled bookmark") from error
         return WatchEvent("BOOKMARK", None, version)
     if event.type not in {"ADDED", "MODIFIED", "DELETED"}:
         raise errors.Unavailable(target, "the watch sent an unknown event type")
     try:
         obj = decode_object(kind, event.object, target)
     except errors.Undecodable as error:
-        return _bad(event.type, event.object, target, error)
+        bad = _bad(event.type, event.object, target, error)
+        if not bad.metadata.name:
+            # Nobody can say what changed: only a new list can.
+            raise errors.Gone(target, "the watch sent an object without a name") from error
+        return bad
     return WatchEvent(cast(EventType, event.type), obj, obj.metadata.resource_version)
 
 

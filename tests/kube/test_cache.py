@@ -192,7 +192,16 @@ async def test_every_kind_of_refusal_and_garbage_is_survived(api: FakeApi, clien
     api.slow("GET", "widgets", 2)
     api.hang_up("GET", "widgets", times=3)
     async with running(Cache(client, Widget, timing=QUICK)) as cache:
-        lines = (b"{half a line", b'{"type":"ADDED"}\n', b'{"type":"NEW","object":{}}\n', b"\xff\xfe\n")
+        lines = (
+            b"{half a line",
+            b'{"type":"ADDED"}\n',
+            b'{"type":"NEW","object":{}}\n',
+            b"\xff\xfe\n",
+            b'{"type":"ERROR","object":"no status"}\n',
+            b'{"type":"ERROR","object":{"code":"x"}}\n',
+            b'{"type":"BOOKMARK","object":7}\n',
+            b'{"type":"MODIFIED","object":7}\n',
+        )
         for number, line in enumerate(lines, 1):
             await api.watched(number)
             api.say(line)

@@ -44,6 +44,8 @@ async def test_in_a_pod_the_mounted_account_is_used_and_a_rotated_token_is_read_
             rotated = server.token_for("other", ("system:masters",))
             token.write_text(rotated)
             assert await client.bearer() == rotated
+            token.write_text("")
+            assert await client.bearer() == rotated, "an empty file in mid-rotation is no end"
             assert (await client.get(Namespace, "kube-system")).uid
     finally:
         serving.cancel()
