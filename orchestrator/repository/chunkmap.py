@@ -22,6 +22,7 @@ from orchestrator.repository.vault import Vault
 
 CACHE_BYTES = 32 * 1024 * 1024
 BATCH_LEAVES = 32
+READ_AHEAD = 32
 
 
 class PageReader:
@@ -135,12 +136,30 @@ class MapReader:
         """Return for each leaf its page and its overlay."""
         parents = await self.node_refs(1, sorted({leaf // FAN_OUT for leaf in leaves}))
         order = sorted(parents)
+        await self._read_ahead([number for number in order if parents[number] not in self._inner])
         pages = dict(zip(order, await self.inner(1, [parents[at] for at in order]), strict=True))
         found: dict[int, tuple[Ref | None, Overlay]] = {}
         for leaf in leaves:
             page = pages.get(leaf // FAN_OUT)
             found[leaf] = (None, []) if page is None else (page.child(leaf % FAN_OUT), page.overlay(leaf % FAN_OUT))
         return found
+
+    async def _read_ahead(self, missing: Sequence[int]) -> None:
+        """Fetch level-1 pages together with those that follow in the same object: callers come in ascending order."""
+        if not missing:
+            return
+        numbers = sorted({number + step for number in missing for step in range(READ_AHEAD)})
+        last = -(-self.root.chunk_count // (LEAF_CHUNKS * FAN_OUT))
+        refs = await self.node_refs(1, [number for number in numbers if number < last])
+        objects = {refs[number].object for number in missing}
+        wanted = [ref for ref in refs.values() if ref.object in objects and ref not in self._inner]
+        size = 0
+        for position, ref in enumerate(wanted):
+            size += ref.length
+            if size > CACHE_BYTES // 4:
+                wanted = wanted[: position + 1]
+                break
+        await self.inner(1, wanted)
 
     async def leaves(self, refs: Sequence[Ref]) -> dict[Ref, Leaf]:
         """Return decoded leaves; the last few are kept."""

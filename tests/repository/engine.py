@@ -12,9 +12,10 @@ from orchestrator.repository.compression import compress
 from orchestrator.repository.damage import load_damage
 from orchestrator.repository.intent import Intent, open_intent, put_intent
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity
+from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.manifest import PointRecord, PointRef, PointStats, manifest_key, open_manifest
 from orchestrator.repository.mapbuilder import ShardBuilder
-from orchestrator.repository.pack import PackBuilder
+from orchestrator.repository.pack import Entry, PackBuilder
 from orchestrator.repository.packreader import PackReader
 from orchestrator.repository.plan import Plan, open_plan, put_plan
 from orchestrator.repository.point import commit
@@ -140,6 +141,7 @@ async def copy_shard(
     pack: PackBuilder | None = None
     uploaded = 0
     for first, stop in plan.chunks().runs(*builder.range):
+        before = await known.lookup(range(first, stop)) if known is not None else {}
         for index in range(first, stop):
             data = volume[index * size : (index + 1) * size]
             if not data.strip(b"\0"):
@@ -147,10 +149,10 @@ async def copy_shard(
                 continue
             chunk_id = vault.keys.chunk_id(data)
             old = stored.get(index)
-            if (old is None or old.id != chunk_id) and known is not None:
-                old = (await known.lookup([index])).get(index)
+            if old is None or old.id != chunk_id:
+                old = before.get(index)
             if old is not None and old.id == chunk_id:
-                builder.set(index, *old[:1], *old[1:])
+                builder.set(index, *old)
                 continue
             codec, packed = compress(data)
             while True:
@@ -199,8 +201,16 @@ async def restore(vault: Vault, ref: PointRef) -> bytes:
     target = bytearray(root.volume_size)
     reader = PackReader(vault, root.chunk_size)
     async for batch in MapReader(vault, root).batches():
+        by_pack: dict[ObjectRef, list[tuple[int, Entry]]] = {}
         for index, entry in batch:
-            data = await reader.read(entry)
+            by_pack.setdefault(entry.pack, []).append((index, entry))
+        sealed = [
+            (index, piece)
+            for pack, members in by_pack.items()
+            for (index, _), piece in zip(members, await reader.fetch(pack, [e for _, e in members]), strict=True)
+        ]
+        for index, piece in sealed:
+            data = reader.open(piece)
             start = index * root.chunk_size
             data = data[: root.volume_size - start]
             target[start : start + len(data)] = data

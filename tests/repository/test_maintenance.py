@@ -1,0 +1,298 @@
+"""Sweeping: what nothing reaches goes, in two runs; what anything may still reach stays, whoever stops for how long."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from orchestrator.errors import LeaseStale
+from orchestrator.fence import OpenFence
+from orchestrator.repository.damage import DamageRecord, load_damage, put_damage
+from orchestrator.repository.errors import PointCancelled, StoreUnavailable, SweepBlocked
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.maintenance import SweepPlan, SweepResult, plan_sweep, sweep, usage
+from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.pack import PackBuilder
+from orchestrator.repository.point import commit, remove
+from orchestrator.repository.relocation import seal_relocation
+from orchestrator.repository.store import CountingStore
+from orchestrator.repository.vault import Vault
+from tests.repository.engine import START, announce, backup, copy, point_record, restore
+from tests.repository.faults import Fault, FaultyStore, ProcessDied
+
+pytestmark = pytest.mark.quick
+SIZE = 1024
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
+
+
+def _volume(seed: int, chunks: int = 60) -> bytes:
+    return random.Random(seed).randbytes(chunks * SIZE)
+
+
+def _now(days: float = 0) -> datetime:
+    """Return an instant as seen some days after the store's (real) clock."""
+    return datetime.now(UTC) + timedelta(days=days, seconds=5)
+
+
+async def _plan(vault: Vault, days: float = 0) -> SweepPlan:
+    return await plan_sweep(vault, now=_now(days), grace=DAY, intent_age=WEEK)
+
+
+async def _run(vault: Vault, days: float = 0) -> SweepResult:
+    return await sweep(vault, await _plan(vault, days), OpenFence())
+
+
+async def _names(vault: Vault, prefix: str) -> set[str]:
+    return {info.key async for info in vault.store.list(prefix)}
+
+
+async def test_what_points_need_stays_and_what_they_do_not_goes_in_a_later_run_after_the_grace_time(
+    vault: Vault,
+) -> None:
+    kept = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    gone = await backup(vault, _volume(2), sequence=2, chunk_size=SIZE)
+    assert (await _run(vault)).candidates == 0
+    await remove(vault, gone, OpenFence())
+    packs = await _names(vault, vault.names.packs)
+    assert len(packs) == 2
+
+    assert (await _run(vault, days=0)).candidates == 2, "its pack and its map object are written down"
+    assert await _names(vault, vault.names.packs) == packs
+    assert (await _run(vault, days=0.5)).deleted_objects == 0, "the grace time isn't over"
+    assert await restore(vault, kept) == _volume(1)
+    result = await _run(vault, days=1.5)
+    assert result.deleted_objects == 2
+    assert len(await _names(vault, vault.names.packs)) == 1
+    assert await restore(vault, kept) == _volume(1)
+    await _run(vault, days=3)
+    assert await _names(vault, vault.names.sweeps) == set()
+    gone_id = gone.key.partition("-")[2]
+    assert not {key for key in await _names(vault, vault.names.intents) if gone_id in key}
+    with pytest.raises(PointCancelled):
+        await open_manifest(vault, gone.key)
+
+
+async def test_a_plan_changes_nothing_and_says_why(vault: Vault) -> None:
+    ref = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    await remove(vault, ref, OpenFence())
+    before = await _names(vault, "")
+    plan = await _plan(vault)
+    assert await _names(vault, "") == before
+    assert plan.candidate_count == 2
+    assert "write down 2" in plan.sentence()
+
+
+async def test_shared_chunks_live_as_long_as_any_point_that_shares_them(vault: Vault) -> None:
+    volume = bytearray(_volume(1))
+    base = await backup(vault, bytes(volume), sequence=1, chunk_size=SIZE)
+    volume[5 * SIZE : 6 * SIZE] = b"x" * SIZE
+    heir = await backup(vault, bytes(volume), sequence=2, touched=[5], base=base, chunk_size=SIZE)
+    await remove(vault, base, OpenFence())
+    for days in (0, 2, 4, 6):
+        await _run(vault, days)
+    assert await restore(vault, heir) == bytes(volume)
+
+
+async def test_an_unfinished_point_is_never_touched_until_its_intent_is_too_old(vault: Vault) -> None:
+    volume = _volume(3)
+    record = point_record(sequence=1, size=len(volume), chunk_size=SIZE)
+    intent_id = await announce(vault, record, range(60))
+    faulty = FaultyStore(
+        vault.store, lambda _n, verb, key: Fault.CRASH if verb == "put" and "/points/" in key else None
+    )
+    with pytest.raises(ProcessDied):
+        await copy(Vault(faulty, vault.keys), intent_id, volume)
+    for days in (0, 2, 4, 6):
+        assert (await _run(vault, days)).deleted_objects == 0
+    ref = await commit(vault, intent_id)
+    assert await restore(vault, ref) == volume
+
+
+async def test_an_old_intent_is_ended_and_its_leftovers_go(vault: Vault) -> None:
+    volume = _volume(3)
+    record = point_record(sequence=1, size=len(volume), chunk_size=SIZE)
+    intent_id = await announce(vault, record, range(60))
+    faulty = FaultyStore(
+        vault.store, lambda _n, verb, key: Fault.CRASH if verb == "put" and "/points/" in key else None
+    )
+    with pytest.raises(ProcessDied):
+        await copy(Vault(faulty, vault.keys), intent_id, volume)
+    result = await _run(vault, days=8)
+    assert (result.cancelled_intents, result.deleted_objects) == (1, 0)
+    with pytest.raises(PointCancelled):
+        await commit(vault, intent_id)
+    for days in (8, 10, 12):
+        await _run(vault, days)
+    assert await _names(vault, vault.names.packs) == await _names(vault, vault.names.maps) == set()
+    assert await _names(vault, vault.names.intents) == set()
+
+
+async def test_a_writer_stopped_past_every_timeout_commits_no_hole(vault: Vault) -> None:
+    """SIGSTOP: its base is pruned and swept meanwhile, its intent ended, then it goes on."""
+    volume = bytearray(_volume(1))
+    base = await backup(vault, bytes(volume), sequence=1, chunk_size=SIZE)
+    volume[0:SIZE] = b"n" * SIZE
+    for point, ended in enumerate((False, True)):
+        record = point_record(sequence=10 + point, size=len(volume), chunk_size=SIZE, mode="delta")
+        intent_id = await announce(vault, record, [0], base=base)
+        stopped = FaultyStore(
+            vault.store, lambda _n, verb, key: Fault.CRASH if verb == "put" and "/points/" in key else None
+        )
+        with pytest.raises(ProcessDied):
+            await copy(Vault(stopped, vault.keys), intent_id, bytes(volume))
+        if not ended:
+            spare = await backup(vault, bytes(volume), sequence=5, touched=[0], base=base, chunk_size=SIZE)
+            await remove(vault, base, OpenFence())
+            for days in (0, 2, 4, 6):
+                await _run(vault, days)
+            ref = await commit(vault, intent_id)
+            assert await restore(vault, ref) == bytes(volume)
+            base = ref
+            await remove(vault, spare, OpenFence())
+            continue
+        await remove(vault, base, OpenFence())
+        for days in (8, 10, 12, 14):
+            await _run(vault, days)
+        with pytest.raises(PointCancelled):
+            await commit(vault, intent_id)
+        assert await _names(vault, vault.names.packs) == set()
+
+
+async def test_a_sweep_stopped_between_plan_and_deletes_harms_nothing_made_since(vault: Vault) -> None:
+    gone = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    await remove(vault, gone, OpenFence())
+    await _run(vault)
+    late = await _plan(vault, days=2)
+    assert late.deletion_count == 2
+    ref = await backup(vault, _volume(1), sequence=2, chunk_size=SIZE)
+    heir = await backup(vault, _volume(1), sequence=3, touched=[], base=ref, chunk_size=SIZE)
+    await _run(vault, days=3)
+    assert (await sweep(vault, late, OpenFence())).deleted_objects == 2
+    assert await restore(vault, ref) == await restore(vault, heir) == _volume(1)
+
+
+async def test_a_stale_lease_deletes_nothing(vault: Vault) -> None:
+    class Stale:
+        def check(self) -> None:
+            raise LeaseStale("too old")
+
+    gone = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    await remove(vault, gone, OpenFence())
+    await _run(vault)
+    before = await _names(vault, "")
+    with pytest.raises(LeaseStale):
+        await sweep(vault, await _plan(vault, days=2), Stale())
+    assert await _names(vault, "") == before
+
+
+@pytest.mark.parametrize("what", ["manifest", "page", "intent"])
+async def test_nothing_is_deleted_when_something_that_says_what_lives_can_not_be_read(vault: Vault, what: str) -> None:
+    ref = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    gone = await backup(vault, _volume(2), sequence=2, chunk_size=SIZE)
+    await remove(vault, gone, OpenFence())
+    await _run(vault)
+    record = point_record(sequence=3, size=60 * SIZE, chunk_size=SIZE)
+    intent_id = await announce(vault, record, range(60), base=ref)
+    own = ref.key.partition("-")[2]
+    (page,) = {key for key in await _names(vault, vault.names.maps) if own in key}
+    key = {"manifest": ref.key, "page": page, "intent": vault.names.intent(intent_id)}[what]
+    data = await vault.store.get(key)
+    await vault.store.delete(key)
+    await vault.store.put_new(key, data[:-1] + bytes([data[-1] ^ 1]))
+    before = await _names(vault, "")
+    with pytest.raises(SweepBlocked):
+        await _run(vault, days=2)
+    assert await _names(vault, "") == before
+
+
+@pytest.mark.parametrize("fault", [Fault.CRASH, Fault.CRASH_AFTER, Fault.ERROR, Fault.LOST, Fault.STALE])
+async def test_maintenance_cut_off_at_any_request_can_start_again(vault: Vault, fault: Fault) -> None:
+    kept = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    sequence, number = 1, 0
+    while True:
+        sequence += 1
+        gone = await backup(vault, _volume(sequence), sequence=sequence, chunk_size=SIZE)
+        await remove(vault, gone, OpenFence())
+        done = True
+        for days in (0, 2, 4):
+            faulty = FaultyStore.at(vault.store, number, fault)
+            try:
+                await _run(Vault(faulty, vault.keys), days)
+            except (ProcessDied, StoreUnavailable):
+                pass
+            done = done and number >= len(faulty.requests)
+        for days in (4, 6, 8):
+            await _run(vault, days)
+        assert len(await _names(vault, vault.names.packs)) == 1
+        assert await restore(vault, kept) == _volume(1)
+        if done:
+            return
+        number += 1
+
+
+async def test_each_distinct_page_is_read_once(vault: Vault) -> None:
+    volume = bytearray(_volume(1, chunks=3000))
+    ref = await backup(vault, bytes(volume), sequence=0, chunk_size=SIZE)
+    for sequence in range(1, 15):
+        volume[sequence * SIZE : (sequence + 1) * SIZE] = b"c" * SIZE
+        ref = await backup(vault, bytes(volume), sequence=sequence, touched=[sequence], base=ref, chunk_size=SIZE)
+    counting = CountingStore(vault.store)
+    plan = await _plan(Vault(counting, vault.keys))
+    assert plan.points == 15
+    # Three leaves and a root of the first point, 14 more inner pages, one leaf written anew.
+    assert plan.pages == 19
+
+
+async def test_a_moved_pack_is_followed_and_kept(vault: Vault) -> None:
+    volume = _volume(4)
+    ref = await backup(vault, volume, sequence=1, chunk_size=SIZE)
+    (name,) = await _names(vault, vault.names.packs)
+    intent_id, random_part = name.removeprefix(vault.names.packs).split("/")
+    old = ObjectRef.named(intent_id, random_part)
+    # What compaction will do: copy chunks into a new pack, say where they went, delete the old pack later.
+    from orchestrator.repository.chunkmap import MapReader
+    from orchestrator.repository.compression import compress
+    from orchestrator.repository.packreader import PackReader
+
+    manifest, _ = await open_manifest(vault, ref.key)
+    reader = PackReader(vault, SIZE)
+    pack = PackBuilder(vault, intent_id, bytearray(1 << 20))
+    moves = {}
+    async for batch in MapReader(vault, manifest.root).batches():
+        for index, entry in reversed(batch):
+            codec, packed = compress(await reader.read(entry))
+            placed = pack.add(index, entry.id, packed, codec)
+            assert placed is not None
+            moves[entry.slot] = (placed.pack, placed.slot)
+    await vault.store.put_new(pack.name, pack.finish())
+    await vault.store.put_new(*seal_relocation(vault, old, moves))
+    await vault.store.delete(name)
+    assert await restore(vault, ref) == volume
+    for days in (0, 2, 4):
+        await _run(vault, days)
+    assert await restore(vault, ref) == volume
+    from orchestrator.repository.verify import verify
+
+    assert (await verify(vault, depth="full")).ok
+
+
+async def test_damage_records_about_nothing_are_tidied_and_others_kept(vault: Vault) -> None:
+    ref = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    (name,) = await _names(vault, vault.names.packs)
+    real = ObjectRef.named(*name.removeprefix(vault.names.packs).split("/"))
+    for pack in (real, ObjectRef(real.intent, bytes(16))):
+        record = DamageRecord(kind="pack", object=pack.to_bytes().hex(), what="test", found=START)
+        await put_damage(vault, record, [1])
+    await _run(vault)
+    assert set((await load_damage(vault)).packs) == {real}
+    assert await restore(vault, ref) == _volume(1)
+
+
+async def test_usage_counts_what_is_there(vault: Vault) -> None:
+    await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    seen = await usage(vault)
+    assert seen.points == 1
+    assert seen.objects == len(await _names(vault, vault.names.prefix))
+    assert seen.bytes > 60 * SIZE
