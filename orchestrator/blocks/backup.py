@@ -31,7 +31,7 @@ from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import ShardsMissing
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
-from orchestrator.repository.manifest import PointRef, PointStats, open_manifest
+from orchestrator.repository.manifest import PointRef, PointStats
 from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.pack import Entry, read_footer
 from orchestrator.repository.packwriter import PackWriter
@@ -173,13 +173,14 @@ class _Copier:
         if plan.mode == "delta" and ref is None:
             raise PlanMismatch("a delta without a base")
         if ref is not None:
-            manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
-            if manifest.root.chunk_size == plan.record.chunk_size:
-                known = MapReader(vault, manifest.root, avoid=await load_damage(vault))
+            # The intent keeps the base's map alive, even when its manifest was pruned since.
+            root = intent.roots[intent.points.index(ref)]
+            if root.chunk_size == plan.record.chunk_size:
+                known = MapReader(vault, root, avoid=await load_damage(vault))
             elif plan.mode == "delta":
                 raise PlanMismatch("a delta in another chunk size than its base")
             if plan.mode == "delta":
-                add_resized(chunks, manifest.root.volume_size)
+                add_resized(chunks, root.volume_size)
         found = await salvage(vault, plan.record.point_id)
         return cls(vault, plan, chunks, source, number, options, tallies, known, found)
 

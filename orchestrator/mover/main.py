@@ -18,7 +18,16 @@ from orchestrator.errors import Retryable, TidemarkError
 from orchestrator.mover.arguments import Arguments, parse, read_config
 from orchestrator.mover.report import Reporter, log, set_up_log, write_outcome
 
+STOPPED = MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
 Run = Callable[[MoverConfig, Arguments, Reporter], Awaitable[MoverOutcome]]
+
+
+class _StoppedEarly(BaseException):
+    """SIGTERM came before the loop could take it."""
+
+
+def _stop_early(_number: int, _frame: object) -> None:
+    raise _StoppedEarly
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,12 +35,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     set_up_log()
     reporter = Reporter()
-    reporter.tell(Progress(stage="starting"))
     started = time.monotonic()
     try:
+        signal.signal(signal.SIGTERM, _stop_early)
+        reporter.tell(Progress(stage="starting"))
         outcome = asyncio.run(_run(read_config(arguments), arguments, reporter))
     except TidemarkError as error:
         outcome = failed(error)
+    except _StoppedEarly:
+        outcome = STOPPED
     except MemoryError:
         outcome = MoverOutcome(ok=False, reason="OutOfMemory", message="not enough memory", retryable=True)
     except Exception as error:  # noqa: BLE001  # whatever it is, the controller must learn that this pod ended by it
@@ -75,7 +87,7 @@ async def _run(config: MoverConfig, arguments: Arguments, reporter: Reporter) ->
     try:
         return await work
     except asyncio.CancelledError:
-        return MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
+        return STOPPED
     except BaseExceptionGroup as group:
         expected = first_of(group)
         if expected is None:

@@ -9,8 +9,10 @@ import pytest
 
 from orchestrator.blocks.backup import CopyOptions, backup
 from orchestrator.blocks.errors import DeviceSizeMismatch
+from orchestrator.fence import OpenFence
 from orchestrator.repository.errors import ManifestMissing
 from orchestrator.repository.manifest import list_points, open_manifest
+from orchestrator.repository.point import remove
 from tests.blocks.volumes import CHUNK, KIB, Volume, announce, give_back, run, take, vault_at
 
 SIZE = 200 * CHUNK + 4096 + 17
@@ -168,6 +170,19 @@ async def test_a_point_that_is_committed_already_is_not_copied_again(tmp_path: P
     second = await run(vault, intent_id, volume.path)
     assert second.ref == first.ref
     assert second.tally.read == 0
+
+
+async def test_a_base_pruned_while_its_heir_is_copied_does_not_stop_the_heir(tmp_path: Path, volume: Volume) -> None:
+    # given a planned delta whose base is pruned before the mover starts
+    vault = await vault_at(tmp_path / "repository")
+    full = await take(vault, volume.path)
+    volume.noise(7 * CHUNK, CHUNK)
+    intent_id = await announce(vault, volume.path, [(7 * CHUNK, CHUNK)], mode="delta", base=full.ref)
+    await remove(vault, full.ref, OpenFence())
+    # when it runs
+    point = await run(vault, intent_id, volume.path)
+    # then the point is whole: the intent kept what it needs
+    assert await give_back(vault, point, tmp_path / "back") == volume.sha256()
 
 
 async def test_two_shards_by_two_movers_make_one_point(tmp_path: Path) -> None:
