@@ -32,9 +32,12 @@ _U64 = (1 << 64) - 1
 
 _KEEP = np.array([(1 << (8 * size)) - 1 for size in range(9)], dtype=np.uint64)
 _7_BITS = np.uint64(0x7F7F7F7F7F7F7F7F)
-_14_LOW, _14_HIGH = np.uint64(0x007F007F007F007F), np.uint64(0x7F007F007F007F00)
-_28_LOW, _28_HIGH = np.uint64(0x00003FFF00003FFF), np.uint64(0x3FFF00003FFF0000)
-_56_LOW, _56_HIGH = np.uint64(0x000000000FFFFFFF), np.uint64(0x0FFFFFFF00000000)
+# Lanes of 8 bits with 7 in use become lanes of 16 with 14, of 32 with 28, of 64 with 56.
+_HALVES = [
+    (np.uint64(0x007F007F007F007F), np.uint64(0x7F007F007F007F00), np.uint64(1)),
+    (np.uint64(0x00003FFF00003FFF), np.uint64(0x3FFF00003FFF0000), np.uint64(2)),
+    (np.uint64(0x000000000FFFFFFF), np.uint64(0x0FFFFFFF00000000), np.uint64(4)),
+]
 
 Int64s = NDArray[np.int64]
 
@@ -172,7 +175,10 @@ class _Decoder:
             if rows < _FEW:
                 return 0
         self._flush()
-        self.parts.append((_join(offset[:rows] & _KEEP[long]), _join(size[:rows] & _KEEP[short])))
+        size = size[:rows] & _KEEP[short]
+        alike = bool((size == size[0]).all())  # blocks of one size: read one
+        sizes = np.full(rows, _join(size[:1])[0], dtype=np.int64) if alike else _join(size)
+        self.parts.append((_join(offset[:rows] & _KEEP[long]), sizes))
         return rows
 
     def _column(self, pos: int, width: int, rows: int) -> NDArray[np.uint64]:
@@ -271,7 +277,9 @@ def _tops(count: int) -> int:
 def _join(words: NDArray[np.uint64]) -> Int64s:
     """Join the seven low bits of each byte of little-endian `words`: varints of at most 8 bytes, the rest zero."""
     x = words & _7_BITS
-    x = (x & _14_LOW) | ((x & _14_HIGH) >> np.uint64(1))
-    x = (x & _28_LOW) | ((x & _28_HIGH) >> np.uint64(2))
-    x = (x & _56_LOW) | ((x & _56_HIGH) >> np.uint64(4))
+    for low, high, shift in _HALVES:
+        upper = x & high
+        upper >>= shift
+        x &= low
+        x |= upper
     return x.view(np.int64)
