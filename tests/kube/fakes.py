@@ -192,7 +192,7 @@ class FakeApi:
             if verb == method and re.search(path, url) and all(params.get(k) == v for k, v in query.items())
         )
 
-    async def until(self, condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], limit_s: float = 15.0) -> None:
         """Wait until the server's state fulfils `condition`."""
         async with asyncio.timeout(limit_s), self.changed:
             await self.changed.wait_for(condition)
