@@ -67,9 +67,18 @@ class Cluster:
         return http.client.HTTPSConnection(parts.hostname, parts.port, context=self.context, timeout=timeout)
 
     def request(
-        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, token: str | None = None,
-        media: str = "application/json", user: str = "", groups: tuple[str, ...] = (), **query: Any,
-    ) -> Answer:  # fmt: skip
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        token: str | None = None,
+        media: str = "application/json",
+        user: str = "",
+        groups: tuple[str, ...] = (),
+        **query: Any,
+    ) -> Answer:
         """Send one request; query parameters by keyword."""
         sent = {"Accept": "application/json", "User-Agent": "contract/1.0", **(headers or {})}
         found = self.token if token is None else token
@@ -109,6 +118,11 @@ class Cluster:
                 if attempt == 2:
                     raise
         raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def get(self, path: str, **more: Any) -> Answer:
         return self.request("GET", path, **more)
@@ -238,7 +252,9 @@ def sandbox(directory: Path) -> Iterator[Cluster]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end
             time.sleep(0.05)
-        yield Cluster(directory / "kubeconfig", "sandbox")
+        found = Cluster(directory / "kubeconfig", "sandbox")
+        yield found
+        found.close()
 
 
 @contextlib.contextmanager
@@ -263,12 +279,25 @@ def real(directory: Path, assets: Path) -> Iterator[Cluster]:
         "--listen-peer-urls", f"http://127.0.0.1:{peer_port}",
     ]  # fmt: skip
     api = [
-        str(assets / "kube-apiserver"), "--etcd-servers", etcd_url, "--bind-address=127.0.0.1", "--secure-port", str(port),
-        "--cert-dir", str(directory / "certs"), "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        "--service-account-key-file", str(directory / "sa.pub"), "--service-account-signing-key-file", str(directory / "sa.key"),
-        "--authorization-mode=RBAC", "--token-auth-file", str(directory / "tokens.csv"),
-        "--service-cluster-ip-range=10.96.0.0/16", "--watch-cache=true",
-    ]  # fmt: skip
+        str(assets / "kube-apiserver"),
+        "--etcd-servers",
+        etcd_url,
+        "--bind-address=127.0.0.1",
+        "--secure-port",
+        str(port),
+        "--cert-dir",
+        str(directory / "certs"),
+        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+        "--service-account-key-file",
+        str(directory / "sa.pub"),
+        "--service-account-signing-key-file",
+        str(directory / "sa.key"),
+        "--authorization-mode=RBAC",
+        "--token-auth-file",
+        str(directory / "tokens.csv"),
+        "--service-cluster-ip-range=10.96.0.0/16",
+        "--watch-cache=true",
+    ]
     url = f"https://127.0.0.1:{port}"
     with _process(etcd, directory / "etcd.log"), _process(api, directory / "api.log") as process:
         _ready(url, ADMIN_TOKEN, process, directory / "api.log", 60)
@@ -284,14 +313,22 @@ def real(directory: Path, assets: Path) -> Iterator[Cluster]:
                     "clusters": [{"name": "c", "cluster": cluster}],
                     "users": [{"name": "admin", "user": {"token": ADMIN_TOKEN}}],
                     "contexts": [{"name": "c", "context": {"cluster": "c", "user": "admin"}}],
-                }  # fmt: skip
+                }
             )
         )
         manager = [
-            str(assets / "kube-controller-manager"), "--kubeconfig", str(config), "--leader-elect=false",
-            "--service-account-private-key-file", str(directory / "sa.key"), "--root-ca-file", str(directory / "certs/apiserver.crt"),
+            str(assets / "kube-controller-manager"),
+            "--kubeconfig",
+            str(config),
+            "--leader-elect=false",
+            "--service-account-private-key-file",
+            str(directory / "sa.key"),
+            "--root-ca-file",
+            str(directory / "certs/apiserver.crt"),
             "--controllers=garbagecollector,namespace,serviceaccount,root-ca-cert-publisher,clusterrole-aggregation",
             "--secure-port=0",
-        ]  # fmt: skip
+        ]
         with _process(manager, directory / "manager.log"):
-            yield Cluster(config, "real")
+            found = Cluster(config, "real")
+            yield found
+            found.close()

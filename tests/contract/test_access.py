@@ -18,8 +18,10 @@ def _grant(cluster: Cluster, ns: str, user: str, *rules: Obj) -> None:
     name = f"r-{uuid.uuid4().hex[:6]}"
     cluster.post(f"{RBAC}/namespaces/{ns}/roles", {"metadata": {"name": name}, "rules": list(rules)}).ok()
     body = {
-        "metadata": {"name": name}, "subjects": [{"kind": "User", "name": user}], "roleRef": {"kind": "Role", "name": name},
-    }  # fmt: skip
+        "metadata": {"name": name},
+        "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"kind": "Role", "name": name},
+    }
     cluster.post(f"{RBAC}/namespaces/{ns}/rolebindings", body).ok()
 
 
@@ -57,15 +59,20 @@ def test_strangers_are_forbidden_with_the_whole_sentence(cluster: Cluster, ns: s
     anonymous = cluster.get(f"/api/v1/namespaces/{ns}/pods", token="")
     assert anonymous.status == 403
     assert anonymous.message == (
-        f'pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group "" in the namespace "{ns}"'
+        'pods is forbidden: User "system:anonymous" cannot list resource "pods" '
+        f'in API group "" in the namespace "{ns}"'
     )
     named = cluster.get(f"/apis/batch/v1/namespaces/{ns}/jobs/j", user="bob")
     assert named.message == (
-        f'jobs.batch "j" is forbidden: User "bob" cannot get resource "jobs" in API group "batch" in the namespace "{ns}"'
+        'jobs.batch "j" is forbidden: User "bob" cannot get resource "jobs" '
+        f'in API group "batch" in the namespace "{ns}"'
     )
     assert named.body["details"] == {"name": "j", "group": "batch", "kind": "jobs"}
     wide = cluster.get("/api/v1/nodes", user="bob")
-    assert wide.message == 'nodes is forbidden: User "bob" cannot list resource "nodes" in API group "" at the cluster scope'
+    assert (
+        wide.message
+        == 'nodes is forbidden: User "bob" cannot list resource "nodes" in API group "" at the cluster scope'
+    )
     path = cluster.get("/metrics", user="bob")
     assert path.status == 403
     assert path.message == 'forbidden: User "bob" cannot get path "/metrics"'
@@ -79,15 +86,21 @@ def test_a_role_grants_what_it_names_and_no_more(cluster: Cluster, ns: str) -> N
     )  # fmt: skip
     space = f"/api/v1/namespaces/{ns}"
     cases = {
-        f"{space}/configmaps": 200, f"{space}/secrets": 403, f"{space}/secrets/known": 404, f"{space}/secrets/other": 403,
-        f"{space}/pods/p/log": 404, f"{space}/pods/p": 403, f"/apis/batch/v1/namespaces/{ns}/cronjobs": 200,
+        f"{space}/configmaps": 200,
+        f"{space}/secrets": 403,
+        f"{space}/secrets/known": 404,
+        f"{space}/secrets/other": 403,
+        f"{space}/pods/p/log": 404,
+        f"{space}/pods/p": 403,
+        f"/apis/batch/v1/namespaces/{ns}/cronjobs": 200,
         "/api/v1/configmaps": 403,
-    }  # fmt: skip
+    }
     cluster.eventually(lambda: cluster.get(f"{space}/configmaps", user=user).status == 200)
     assert {path: cluster.get(path, user=user).status for path in cases} == cases
     refused = cluster.post(f"{space}/configmaps", {"metadata": {"name": "x"}}, user=user)
     assert refused.message == (
-        f'configmaps is forbidden: User "{user}" cannot create resource "configmaps" in API group "" in the namespace "{ns}"'
+        f'configmaps is forbidden: User "{user}" cannot create resource "configmaps" '
+        f'in API group "" in the namespace "{ns}"'
     )
 
 
@@ -115,8 +128,10 @@ def test_an_aggregated_role_has_the_rules_of_the_others(cluster: Cluster, ns: st
     part = {"metadata": {"name": f"{name}-part", "labels": label}, "rules": [_rule(["configmaps"], ["list"])]}
     cluster.post(f"{RBAC}/clusterroles", part).ok()
     binding = {
-        "metadata": {"name": name}, "subjects": [{"kind": "User", "name": name}], "roleRef": {"kind": "ClusterRole", "name": name},
-    }  # fmt: skip
+        "metadata": {"name": name},
+        "subjects": [{"kind": "User", "name": name}],
+        "roleRef": {"kind": "ClusterRole", "name": name},
+    }
     cluster.post(f"{RBAC}/namespaces/{ns}/rolebindings", binding).ok()
     cluster.eventually(lambda: cluster.get(f"/api/v1/namespaces/{ns}/configmaps", user=name).status == 200)
     assert cluster.eventually(lambda: cluster.get(f"{RBAC}/clusterroles/{name}").ok().get("rules")) == part["rules"]
@@ -125,7 +140,9 @@ def test_an_aggregated_role_has_the_rules_of_the_others(cluster: Cluster, ns: st
 def test_a_binding_cannot_change_its_role(cluster: Cluster, ns: str) -> None:
     _grant(cluster, ns, "someone", _rule(["pods"], ["get"]))
     found = cluster.get(f"{RBAC}/namespaces/{ns}/rolebindings").ok()["items"][0]
-    answer = cluster.patch(f"{RBAC}/namespaces/{ns}/rolebindings/{found['metadata']['name']}", {"roleRef": {"name": "other"}})
+    answer = cluster.patch(
+        f"{RBAC}/namespaces/{ns}/rolebindings/{found['metadata']['name']}", {"roleRef": {"name": "other"}}
+    )
     assert answer.status == 422
     assert "cannot change roleRef" in answer.message
 
@@ -146,7 +163,13 @@ def test_an_access_review_answers_for_others(cluster: Cluster, ns: str) -> None:
     assert cluster.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", own).ok()["status"]["allowed"] is True
     other = cluster.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", own, user="bob").ok()
     assert other["status"]["allowed"] is False
-    paths = {"spec": {"user": "bob", "groups": ["system:authenticated"], "nonResourceAttributes": {"verb": "get", "path": "/version"}}}
+    paths = {
+        "spec": {
+            "user": "bob",
+            "groups": ["system:authenticated"],
+            "nonResourceAttributes": {"verb": "get", "path": "/version"},
+        }
+    }
     assert cluster.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", paths).ok()["status"]["allowed"] is True
 
 
@@ -201,7 +224,9 @@ def test_a_short_token_is_refused(cluster: Cluster, ns: str) -> None:
     body = {"spec": {"expirationSeconds": 10}}
     answer = cluster.post(f"/api/v1/namespaces/{ns}/serviceaccounts/default/token", body)
     assert answer.status == 422
-    assert "spec.expirationSeconds: Invalid value: 10: may not specify a duration less than 10 minutes" in answer.message
+    assert (
+        "spec.expirationSeconds: Invalid value: 10: may not specify a duration less than 10 minutes" in answer.message
+    )
 
 
 def test_a_bound_token_dies_with_its_pod(cluster: Cluster, ns: str) -> None:
@@ -215,7 +240,9 @@ def test_a_bound_token_dies_with_its_pod(cluster: Cluster, ns: str) -> None:
     assert good["authenticated"] is True
     assert good["user"]["extra"]["authentication.kubernetes.io/pod-name"] == ["p"]
     cluster.delete(path + "/p").ok()
-    cluster.eventually(lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25)
+    cluster.eventually(
+        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25
+    )
 
 
 def test_a_token_dies_with_its_account(cluster: Cluster, ns: str) -> None:
@@ -223,7 +250,9 @@ def test_a_token_dies_with_its_account(cluster: Cluster, ns: str) -> None:
     token = _token(cluster, ns, "robot")["status"]["token"]
     assert cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"]["authenticated"] is True
     cluster.delete(f"/api/v1/namespaces/{ns}/serviceaccounts/robot").ok()
-    cluster.eventually(lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25)
+    cluster.eventually(
+        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25
+    )
 
 
 def test_a_token_for_nobody_is_not_found(cluster: Cluster, ns: str) -> None:
@@ -233,6 +262,6 @@ def test_a_token_for_nobody_is_not_found(cluster: Cluster, ns: str) -> None:
 
 
 def test_the_signing_key_is_published(cluster: Cluster) -> None:
-    keys = cluster.get("/openid/v1/jwks").ok()["keys"]
+    keys = cluster.get("/openid/v1/jwks", headers={"Accept": "*/*"}).ok()["keys"]
     assert keys
     assert keys[0]["use"] == "sig"

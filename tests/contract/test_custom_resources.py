@@ -19,12 +19,16 @@ def definition(group: str, schema: Obj, **version: Any) -> Obj:
         "schema": {"openAPIV3Schema": {"type": "object", "properties": schema}}, **version,
     }  # fmt: skip
     return {
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": f"gadgets.{group}"},
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"gadgets.{group}"},
         "spec": {
-            "group": group, "scope": "Namespaced", "versions": [served],
+            "group": group,
+            "scope": "Namespaced",
+            "versions": [served],
             "names": {"kind": "Gadget", "plural": "gadgets", "shortNames": ["gd"], "categories": ["gear"]},
         },
-    }  # fmt: skip
+    }
 
 
 SPEC: Obj = {
@@ -41,11 +45,18 @@ SPEC: Obj = {
         "port": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
         "labels": {"type": "object", "additionalProperties": {"type": "string"}},
         "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-        "template": {"type": "object", "x-kubernetes-embedded-resource": True, "x-kubernetes-preserve-unknown-fields": True},
+        "template": {
+            "type": "object",
+            "x-kubernetes-embedded-resource": True,
+            "x-kubernetes-preserve-unknown-fields": True,
+        },
         "parts": {
-            "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "type": "array",
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
             "items": {
-                "type": "object", "required": ["name"],
+                "type": "object",
+                "required": ["name"],
                 "properties": {"name": {"type": "string"}, "size": {"type": "integer", "default": 7}},
             },
         },
@@ -53,7 +64,7 @@ SPEC: Obj = {
         "nested": {"type": "object", "default": {}, "properties": {"depth": {"type": "integer", "default": 3}}},
         "maybe": {"type": "string", "nullable": True},
     },
-}  # fmt: skip
+}
 STATUS: Obj = {
     "type": "object",
     "properties": {"phase": {"type": "string"}, "count": {"type": "integer", "maximum": 5}},
@@ -141,8 +152,11 @@ MESSAGES = [
     ({"size": None}, "spec.size: Required value"),
     (
         {"size": 1.5},
-        '[spec.size: Invalid value: "number": spec.size in body must be of type integer: "number", <nil>: Invalid value: "": '
-        "Checked value must be of type integer (default format) in spec.size]",
+        (
+            '[spec.size: Invalid value: "number": spec.size in body must be of type integer: "number", '
+            '<nil>: Invalid value: "": '
+            "Checked value must be of type integer (default format) in spec.size]"
+        ),
     ),
     ({"mode": "x"}, 'spec.mode: Unsupported value: "x": supported values: "fast", "slow"'),
     ({"title": "abcdef"}, "spec.title: Too long: may not be more than 5 bytes"),
@@ -164,9 +178,12 @@ MESSAGES = [
     ),
     (
         {"port": True},
-        '[spec.port: Invalid value: "boolean": spec.port in body must be of type integer,string: "boolean", <nil>: Invalid value: "": '
-        '"spec.port" must validate at least one schema (anyOf), spec.port: Invalid value: "boolean": spec.port in body must be of '
-        'type integer: "boolean"]',
+        (
+            '[spec.port: Invalid value: "boolean": spec.port in body must be of type integer,string: "boolean", '
+            '<nil>: Invalid value: "": "spec.port" must validate at least one schema (anyOf), '
+            'spec.port: Invalid value: "boolean": spec.port in body must be of '
+            'type integer: "boolean"]'
+        ),
     ),
 ]
 
@@ -257,24 +274,42 @@ RULED: Obj = {
     "type": "object",
     "x-kubernetes-validations": [
         {"rule": "!has(self.low) || !has(self.high) || self.low <= self.high", "message": "low must not be above high"},
-        {"rule": "!has(self.every) || duration(self.every) >= duration('1m')", "messageExpression": "'every is ' + self.every"},
-        {"rule": "!has(self.a) || !has(self.b)", "message": "a or b", "reason": "FieldValueForbidden", "fieldPath": ".b"},
+        {
+            "rule": "!has(self.every) || duration(self.every) >= duration('1m')",
+            "messageExpression": "'every is ' + self.every",
+        },
+        {
+            "rule": "!has(self.a) || !has(self.b)",
+            "message": "a or b",
+            "reason": "FieldValueForbidden",
+            "fieldPath": ".b",
+        },
         {"rule": "has(oldSelf.kind) == has(self.kind)", "message": "kind cannot come or go"},
     ],
     "properties": {
-        "low": {"type": "integer"}, "high": {"type": "integer"}, "a": {"type": "string"}, "b": {"type": "string"},
+        "low": {"type": "integer"},
+        "high": {"type": "integer"},
+        "a": {"type": "string"},
+        "b": {"type": "string"},
         "every": {"type": "string", "maxLength": 10},
         "kind": {
-            "type": "string", "maxLength": 10,
+            "type": "string",
+            "maxLength": 10,
             "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "kind is immutable"}],
         },
         "names": {
-            "type": "array", "maxItems": 5, "items": {"type": "string", "maxLength": 10},
+            "type": "array",
+            "maxItems": 5,
+            "items": {"type": "string", "maxLength": 10},
             "x-kubernetes-validations": [{"rule": "self.all(n, n.matches('^[a-z]+$'))"}],
         },
-        "size": {"type": "string", "maxLength": 10, "x-kubernetes-validations": [{"rule": "quantity(self).isGreaterThan(quantity('1Gi'))"}]},
+        "size": {
+            "type": "string",
+            "maxLength": 10,
+            "x-kubernetes-validations": [{"rule": "quantity(self).isGreaterThan(quantity('1Gi'))"}],
+        },
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -342,8 +377,8 @@ def test_a_schema_without_types_is_refused(cluster: Cluster) -> None:
     )
     assert answer.status == 422
     assert (
-        "spec.validation.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified object fields"
-        in answer.message
+        "spec.validation.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified "
+        "object fields" in answer.message
     )
 
 

@@ -46,8 +46,8 @@ def test_a_finalizer_holds_an_object_until_it_is_taken_off(cluster: Cluster, ns:
     refused = cluster.patch(_maps(ns) + "/a", {"metadata": {"finalizers": ["x.io/wait", "x.io/more"]}})
     assert refused.status == 422
     assert refused.message == (
-        'ConfigMap "a" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is being '
-        'deleted, found new finalizers []string{"x.io/more"}'
+        'ConfigMap "a" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is '
+        'being deleted, found new finalizers []string{"x.io/more"}'
     )
     gone = cluster.patch(_maps(ns) + "/a", {"metadata": {"finalizers": None}})
     assert gone.status == 200
@@ -60,8 +60,8 @@ def test_preconditions_protect_another_life_of_the_name(cluster: Cluster, ns: st
     wrong = cluster.delete(_maps(ns) + "/a", {"preconditions": {"uid": "other"}})
     assert wrong.status == 409
     assert wrong.message == (
-        f'Operation cannot be fulfilled on ConfigMap "a": the UID in the precondition (other) does not match the UID in '
-        f"record ({uid}). The object might have been deleted and then recreated"
+        'Operation cannot be fulfilled on ConfigMap "a": the UID in the precondition (other) does not match the UID '
+        f"in record ({uid}). The object might have been deleted and then recreated"
     )
     cluster.patch(_maps(ns) + "/a", {"data": {"x": "1"}}).ok()
     stale = {"preconditions": {"uid": uid, "resourceVersion": made["metadata"]["resourceVersion"]}}
@@ -178,8 +178,10 @@ def test_a_namespace_goes_with_its_contents_and_waits_for_finalizers(cluster: Cl
         f'configmaps "late" is forbidden: unable to create new content in namespace {ns} because it is being terminated'
     )
     assert refused.body["details"]["causes"][0] == {
-        "reason": "NamespaceTerminating", "message": f"namespace {ns} is being terminated", "field": "metadata.namespace",
-    }  # fmt: skip
+        "reason": "NamespaceTerminating",
+        "message": f"namespace {ns} is being terminated",
+        "field": "metadata.namespace",
+    }
     cluster.patch(_maps(ns) + "/held", {"metadata": {"finalizers": None}}).ok()
     cluster.eventually(lambda: cluster.get(f"/api/v1/namespaces/{ns}").status == 404, timeout=30)
 

@@ -60,7 +60,10 @@ def test_server_side_apply_and_its_conflicts(cluster: Cluster, ns: str, group: s
     clash = cluster.kubectl(*apply, "--field-manager=two", stdin=_gadget(group, 4), ok=False)
     assert clash.returncode == 1
     assert 'Apply failed with 1 conflict: conflict with "one": .spec.size' in clash.stderr
-    assert "serverside-applied" in cluster.kubectl(*apply, "--field-manager=two", "--force-conflicts", stdin=_gadget(group, 4)).stdout
+    assert (
+        "serverside-applied"
+        in cluster.kubectl(*apply, "--field-manager=two", "--force-conflicts", stdin=_gadget(group, 4)).stdout
+    )
 
 
 def test_a_bad_object_is_rejected_with_its_reasons(cluster: Cluster, ns: str, group: str) -> None:
@@ -91,7 +94,9 @@ def test_describe_and_explain(cluster: Cluster, ns: str, group: str) -> None:
     described = cluster.kubectl("-n", ns, "describe", f"gadgets.{group}", "g").stdout
     assert "Size:" in described
     assert "Kind:         Gadget" in described
-    cluster.eventually(lambda: "What is wanted." in cluster.kubectl("explain", f"gadgets.{group}.spec", ok=False).stdout)
+    cluster.eventually(
+        lambda: "What is wanted." in cluster.kubectl("explain", f"gadgets.{group}.spec", ok=False).stdout
+    )
     assert "size\t<integer> -required-" in cluster.kubectl("explain", f"gadgets.{group}.spec").stdout
     assert "accessModes" in cluster.kubectl("explain", "pvc.spec").stdout
 
@@ -100,7 +105,9 @@ def test_patch_label_annotate_replace(cluster: Cluster, ns: str, group: str) -> 
     cluster.kubectl("-n", ns, "create", "-f", "-", stdin=_gadget(group))
     kind = f"gadgets.{group}"
     cluster.kubectl("-n", ns, "patch", kind, "g", "--type=merge", "-p", '{"spec":{"size":5}}')
-    cluster.kubectl("-n", ns, "patch", kind, "g", "--type=json", "-p", '[{"op":"replace","path":"/spec/mode","value":"slow"}]')
+    cluster.kubectl(
+        "-n", ns, "patch", kind, "g", "--type=json", "-p", '[{"op":"replace","path":"/spec/mode","value":"slow"}]'
+    )
     cluster.kubectl("-n", ns, "label", kind, "g", "a=b")
     cluster.kubectl("-n", ns, "annotate", kind, "g", "c=d")
     found = json.loads(cluster.kubectl("-n", ns, "get", kind, "g", "-o", "json").stdout)
@@ -117,7 +124,9 @@ def test_wait_for_conditions_values_and_deletion(cluster: Cluster, ns: str, grou
     binary = clusters.find_kubectl()
     assert binary is not None
     arguments = ["--kubeconfig", str(cluster.kubeconfig), "-n", ns, "wait", f"gadgets.{group}/g", "--timeout=20s"]
-    with subprocess.Popen([binary, *arguments, "--for=jsonpath={.status.phase}=Done"], stdout=subprocess.PIPE) as waiting:
+    with subprocess.Popen(
+        [binary, *arguments, "--for=jsonpath={.status.phase}=Done"], stdout=subprocess.PIPE
+    ) as waiting:
         cluster.patch(f"/apis/{group}/v1/namespaces/{ns}/gadgets/g/status", {"status": {"phase": "Done"}}).ok()
         assert waiting.wait(25) == 0
     with subprocess.Popen([binary, *arguments, "--for=delete"], stdout=subprocess.PIPE) as waiting:
@@ -177,10 +186,15 @@ def test_the_kinds_are_listed(cluster: Cluster, group: str) -> None:
 
 def test_events_are_shown(cluster: Cluster, ns: str) -> None:
     body = {
-        "metadata": {"name": f"e.{uuid.uuid4().hex[:6]}"}, "involvedObject": {"kind": "Pod", "namespace": ns, "name": "p"},
-        "reason": "Tested", "message": "it works", "type": "Normal", "lastTimestamp": "2026-01-01T00:00:00Z",
-        "firstTimestamp": "2026-01-01T00:00:00Z", "count": 1,
-    }  # fmt: skip
+        "metadata": {"name": f"e.{uuid.uuid4().hex[:6]}"},
+        "involvedObject": {"kind": "Pod", "namespace": ns, "name": "p"},
+        "reason": "Tested",
+        "message": "it works",
+        "type": "Normal",
+        "lastTimestamp": "2026-01-01T00:00:00Z",
+        "firstTimestamp": "2026-01-01T00:00:00Z",
+        "count": 1,
+    }
     cluster.post(f"/api/v1/namespaces/{ns}/events", body).ok()
     shown = cluster.kubectl("-n", ns, "get", "events").stdout
     assert "Tested" in shown

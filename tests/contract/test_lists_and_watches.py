@@ -105,7 +105,7 @@ def test_a_watch_from_a_list_sees_what_follows(cluster: Cluster, ns: str) -> Non
     cluster.patch(_maps(ns) + "/a", {"data": {"k": "v"}}).ok()
     cluster.delete(_maps(ns) + "/a").ok()
     with cluster.watch(_maps(ns), resourceVersion=rv) as events:
-        seen = [e for e in itertools.islice((e for e in events if e["object"]["metadata"]["name"] == "a"), 3)]
+        seen = list(itertools.islice((e for e in events if e["object"]["metadata"]["name"] == "a"), 3))
     assert [e["type"] for e in seen] == ["ADDED", "MODIFIED", "DELETED"]
     revisions = [int(e["object"]["metadata"]["resourceVersion"]) for e in seen]
     assert revisions == sorted(set(revisions))
@@ -181,21 +181,24 @@ def test_a_list_as_a_table_shows_columns(cluster: Cluster, ns: str) -> None:
     assert found["rows"][0]["object"]["kind"] == "PartialObjectMetadata"
 
 
+_VOLUME = "StorageClass VolumeAttributesClass"
 COLUMNS = {
     "/api/v1/pods": "Name Ready Status Restarts Age IP Node|Nominated Node|Readiness Gates",
-    "/api/v1/persistentvolumeclaims": "Name Status Volume Capacity|Access Modes|StorageClass VolumeAttributesClass Age VolumeMode",
-    "/api/v1/persistentvolumes": "Name Capacity|Access Modes|Reclaim Policy|Status Claim StorageClass VolumeAttributesClass Reason Age "
-    "VolumeMode",
+    "/api/v1/persistentvolumeclaims": f"Name Status Volume Capacity|Access Modes|{_VOLUME} Age VolumeMode",
+    "/api/v1/persistentvolumes": "Name Capacity|Access Modes|Reclaim Policy|Status Claim "
+    f"{_VOLUME} Reason Age VolumeMode",
     "/apis/batch/v1/jobs": "Name Status Completions Duration Age Containers Images Selector",
     "/api/v1/events": "Last Seen|Type Reason Object Subobject Source Message|First Seen|Count Name",
     "/api/v1/namespaces": "Name Status Age",
     "/api/v1/secrets": "Name Type Data Age",
     "/apis/coordination.k8s.io/v1/leases": "Name Holder Age",
-    "/apis/storage.k8s.io/v1/storageclasses": "Name Provisioner ReclaimPolicy VolumeBindingMode AllowVolumeExpansion Age",
+    "/apis/storage.k8s.io/v1/storageclasses": "Name Provisioner ReclaimPolicy VolumeBindingMode "
+    "AllowVolumeExpansion Age",
     "/api/v1/nodes": "Name Status Roles Age Version Internal-IP External-IP OS-Image Kernel-Version Container-Runtime",
     "/api/v1/serviceaccounts": "Name Age",
     "/apis/storage.k8s.io/v1/volumeattachments": "Name Attacher PV Node Attached Age",
-    "/apis/storage.k8s.io/v1/csidrivers": "Name AttachRequired PodInfoOnMount StorageCapacity TokenRequests RequiresRepublish Modes Age",
+    "/apis/storage.k8s.io/v1/csidrivers": "Name AttachRequired PodInfoOnMount StorageCapacity TokenRequests "
+    "RequiresRepublish Modes Age",
 }
 
 

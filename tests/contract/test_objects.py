@@ -23,9 +23,15 @@ def test_creating_a_name_twice_is_a_conflict_with_a_reason(cluster: Cluster, ns:
     again = cluster.post(MAPS.format(ns), {"metadata": {"name": "a"}})
     assert again.status == 409
     assert again.body == {
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "AlreadyExists", "code": 409,
-        "message": 'configmaps "a" already exists', "details": {"name": "a", "kind": "configmaps"},
-    }  # fmt: skip
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "reason": "AlreadyExists",
+        "code": 409,
+        "message": 'configmaps "a" already exists',
+        "details": {"name": "a", "kind": "configmaps"},
+    }
 
 
 def test_what_is_not_there_is_not_found(cluster: Cluster, ns: str) -> None:
@@ -53,9 +59,10 @@ def test_a_bad_name_is_explained(cluster: Cluster, ns: str) -> None:
     answer = cluster.post(MAPS.format(ns), {"metadata": {"name": "Bad_Name"}})
     assert answer.status == 422
     assert answer.message == (
-        'ConfigMap "Bad_Name" is invalid: metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must '
-        "consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character "
-        "(e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+        'ConfigMap "Bad_Name" is invalid: metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain '
+        "must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric "
+        "character (e.g. 'example.com', regex used for validation is "
+        "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
     )
     assert answer.body["details"]["causes"][0]["field"] == "metadata.name"
 
@@ -100,8 +107,8 @@ def test_a_stale_write_is_a_conflict(cluster: Cluster, ns: str) -> None:
     assert stale.status == 409
     assert stale.body["reason"] == "Conflict"
     assert stale.message == (
-        'Operation cannot be fulfilled on configmaps "a": the object has been modified; please apply your changes to the '
-        "latest version and try again"
+        'Operation cannot be fulfilled on configmaps "a": the object has been modified; please apply your changes to '
+        "the latest version and try again"
     )
     assert cluster.get(MAPS.format(ns) + "/a").ok()["data"] == {"k": "2"}
 
@@ -232,8 +239,11 @@ def test_a_job_gets_its_selector_and_defaults(cluster: Cluster, ns: str) -> None
     uid, spec = made["metadata"]["uid"], made["spec"]
     assert spec["selector"] == {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
     assert spec["template"]["metadata"]["labels"] == {
-        "batch.kubernetes.io/controller-uid": uid, "controller-uid": uid, "batch.kubernetes.io/job-name": "j", "job-name": "j",
-    }  # fmt: skip
+        "batch.kubernetes.io/controller-uid": uid,
+        "controller-uid": uid,
+        "batch.kubernetes.io/job-name": "j",
+        "job-name": "j",
+    }
     assert (spec["backoffLimit"], spec["completions"], spec["parallelism"], spec["completionMode"]) == (
         6,
         1,

@@ -33,24 +33,22 @@ _MAX_GENERATED = 63 - 5
 def check_type(call: Call, obj: Obj, kind: Kind) -> None:
     """Refuse a body of another kind or version than the path; fill in what is missing where that is allowed."""
     version, name = obj.get("apiVersion"), obj.get("kind")
-    if kind.custom or call.info.verb == "patch":
-        if not version and not name:
-            if kind.custom and call.info.verb != "patch":
-                raise bad_request("Object 'Kind' is missing in body")
-            obj["apiVersion"], obj["kind"] = kind.api_version, kind.kind
-            return
+    if (kind.custom or call.info.verb == "patch") and not version and not name:
+        if kind.custom and call.info.verb != "patch":
+            raise bad_request("Object 'Kind' is missing in body")
+        obj["apiVersion"], obj["kind"] = kind.api_version, kind.kind
+        return
     obj.setdefault("apiVersion", kind.api_version)
     obj.setdefault("kind", kind.kind)
-    if obj["apiVersion"] != kind.api_version or obj["kind"] != kind.kind:
-        if obj["kind"] == kind.kind or kind.custom:
-            raise bad_request(
-                f"the API version in the data ({obj['apiVersion']}) does not match the expected API version ({kind.api_version})"
-                if obj["apiVersion"] != kind.api_version
-                else f"{kind.kind} in version {kind.version!r} cannot be handled as a {obj['kind']}: expected kind {kind.kind}"
-            )
+    version, name = obj["apiVersion"], obj["kind"]
+    if version != kind.api_version and (name == kind.kind or kind.custom):
         raise bad_request(
-            f'{obj["kind"]} in version "{str(obj["apiVersion"]).rsplit("/", 1)[-1]}" cannot be handled as a {kind.kind}: '
-            f'no kind "{obj["kind"]}" is registered'
+            f"the API version in the data ({version}) does not match the expected API version ({kind.api_version})"
+        )
+    if name != kind.kind:
+        last = str(version).rsplit("/", 1)[-1]
+        raise bad_request(
+            f'{name} in version "{last}" cannot be handled as a {kind.kind}: no kind "{name}" is registered'
         )
 
 
@@ -67,7 +65,8 @@ def check_fields(call: Call, obj: Obj, kind: Kind, duplicates: list[str] | None 
         if call.info.verb == "patch":
             text = f"strict decoding error: {', '.join(problems)}"
         else:
-            text = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: strict decoding error: {", ".join(problems)}'
+            prefix = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}'
+            text = f"{prefix}: strict decoding error: {', '.join(problems)}"
         raise bad_request(text)
     for problem in problems:
         call.warn(problem)
@@ -172,12 +171,9 @@ def _owner_causes(meta: Obj) -> list[Cause]:
     causes, controllers = [], 0
     for index, owner in enumerate(meta.get("ownerReferences") or []):
         path = f"metadata.ownerReferences[{index}]"
-        for key, text in (("apiVersion", "version must not be empty"), ("kind", "must not be empty")):
-            if not owner.get(key):
-                causes.append(invalid_value(f"{path}.{key}", owner.get(key, ""), text))
-        for key in ("name", "uid"):
-            if not owner.get(key):
-                causes.append(invalid_value(f"{path}.{key}", "", "must not be empty"))
+        for key in ("apiVersion", "kind", "name", "uid"):
+            text = "version must not be empty" if key == "apiVersion" else "must not be empty"
+            causes += [invalid_value(f"{path}.{key}", "", text)] if not owner.get(key) else []
         controllers += bool(owner.get("controller"))
     if controllers > 1:
         detail = "Only one reference can have Controller set to true"
@@ -186,15 +182,15 @@ def _owner_causes(meta: Obj) -> list[Cause]:
 
 
 def _update_causes(meta: Obj, old: Obj) -> list[Cause]:
-    causes: list[Cause] = []
-    for key in ("name", "namespace", "uid", "creationTimestamp"):
-        if meta.get(key) != old.get(key):
-            causes.append(invalid_value(f"metadata.{key}", meta.get(key, ""), "field is immutable"))
+    fixed = ("name", "namespace", "uid", "creationTimestamp")
+    changed = [k for k in fixed if meta.get(k) != old.get(k)]
+    causes = [invalid_value(f"metadata.{k}", meta.get(k, ""), "field is immutable") for k in changed]
     if old.get("deletionTimestamp"):
         extra = [f for f in meta.get("finalizers") or [] if f not in (old.get("finalizers") or [])]
         if extra:
             listed = ", ".join(f'"{f}"' for f in extra)
-            detail = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{listed}}}"
+            rule = "no new finalizers can be added if the object is being deleted"
+            detail = f"{rule}, found new finalizers []string{{{listed}}}"
             causes.append(forbidden_field("metadata.finalizers", detail))
     return causes
 

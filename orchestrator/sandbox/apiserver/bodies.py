@@ -68,7 +68,7 @@ def media_type(request: web.BaseRequest) -> str:
 
 
 def parse(body: bytes, media: str, *, binary: bool = False) -> Any:
-    """Decode a body by its media type; 400 when it is malformed, 415 for another type (protobuf is for builtin kinds)."""
+    """Decode a body by its media type; 400 when it is malformed, 415 for another type (`binary`: protobuf too)."""
     if binary and media == protobuf.MEDIA:
         return protobuf.decode(body)
     if media in {"", JSON}:

@@ -52,8 +52,10 @@ def _roles() -> dict[str, list[Obj]]:
     view = [_rule([""], [*_CONTENT, "namespaces"], _READ), *(_rule(g, r, _READ) for g, r in _WORK)]
     writable = [r for r in _CONTENT if "/" not in r]
     edit = [
-        _rule([""], ["secrets"], _READ), _rule([""], [*writable, "secrets"], _WRITE), *(_rule(g, r, _WRITE) for g, r in _WORK),
-    ]  # fmt: skip
+        _rule([""], ["secrets"], _READ),
+        _rule([""], [*writable, "secrets"], _WRITE),
+        *(_rule(g, r, _WRITE) for g, r in _WORK),
+    ]
     admin = [_rule([_RBAC], ["roles", "rolebindings"], _READ + _WRITE)]
     paths = [
         "/api",
@@ -66,17 +68,23 @@ def _roles() -> dict[str, list[Obj]]:
         "/openapi",
         "/openapi/*",
         "/version",
+        "/version/",
+        "/.well-known/openid-configuration",
+        "/openid/v1/jwks",
     ]
     reviews = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]
     return {
         "cluster-admin": [
-            _rule(["*"], ["*"], ["*"]), {"nonResourceURLs": ["*"], "verbs": ["*"]},
+            _rule(["*"], ["*"], ["*"]),
+            {"nonResourceURLs": ["*"], "verbs": ["*"]},
         ],
         "view": view,
         "edit": view + edit,
         "admin": view + edit + admin,
         "system:discovery": [{"nonResourceURLs": paths, "verbs": ["get"]}],
-        "system:public-info-viewer": [{"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version"], "verbs": ["get"]}],
+        "system:public-info-viewer": [
+            {"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version"], "verbs": ["get"]}
+        ],
         "system:basic-user": [
             _rule(["authorization.k8s.io"], reviews, ["create"]),
             _rule(["authentication.k8s.io"], ["selfsubjectreviews"], ["create"]),
@@ -85,7 +93,7 @@ def _roles() -> dict[str, list[Obj]]:
             _rule(["authentication.k8s.io"], ["tokenreviews"], ["create"]),
             _rule(["authorization.k8s.io"], ["subjectaccessreviews"], ["create"]),
         ],
-    }  # fmt: skip
+    }
 
 
 def _role(store: Store, name: str, rules: list[Obj]) -> None:

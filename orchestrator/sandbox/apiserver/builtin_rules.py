@@ -47,10 +47,8 @@ def _frozen_data(obj: Obj, old: Obj | None, *fields: str) -> list[Cause]:
     causes = []
     if not obj.get("immutable"):
         causes.append(forbidden_field("immutable", "field is immutable when `immutable` is set"))
-    for field in fields:
-        if (obj.get(field) or {}) != (old.get(field) or {}):
-            causes.append(forbidden_field(field, "field is immutable when `immutable` is set"))
-    return causes
+    changed = [f for f in fields if (obj.get(f) or {}) != (old.get(f) or {})]
+    return causes + [forbidden_field(f, "field is immutable when `immutable` is set") for f in changed]
 
 
 def _secret(obj: Obj, old: Obj | None) -> list[Cause]:
@@ -93,6 +91,9 @@ def _pvc(obj: Obj, old: Obj | None) -> list[Cause]:
     return causes
 
 
+_PVC_FIXED = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+
+
 def _pvc_change(new: Obj, old: Obj, phase: Any) -> list[Cause]:
     free = {"resources", "volumeAttributesClassName"}
     if not old.get("volumeName"):
@@ -100,14 +101,10 @@ def _pvc_change(new: Obj, old: Obj, phase: Any) -> list[Cause]:
     if old.get("storageClassName") is None:
         free |= {"storageClassName"}
     if {k: v for k, v in new.items() if k not in free} != {k: v for k, v in old.items() if k not in free}:
-        detail = (
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
-        )
-        return [forbidden_field("spec", detail)]
+        return [forbidden_field("spec", _PVC_FIXED)]
     if new.get("resources") != old.get("resources"):
         if phase != "Bound":
-            detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
-            return [forbidden_field("spec", detail)]
+            return [forbidden_field("spec", _PVC_FIXED)]
         before, after = (bytes_of(str(s["resources"]["requests"].get("storage", "0"))) for s in (old, new))
         if after < before:
             return [forbidden_field("spec.resources.requests.storage", "field can not be less than status.capacity")]
@@ -115,9 +112,23 @@ def _pvc_change(new: Obj, old: Obj, phase: Any) -> list[Cause]:
 
 
 _UNITS = {
-    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60, "m": 1e-3, "u": 1e-6, "n": 1e-9,
-}  # fmt: skip
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "P": 10**15,
+    "E": 10**18,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    "Pi": 2**50,
+    "Ei": 2**60,
+    "m": 1e-3,
+    "u": 1e-6,
+    "n": 1e-9,
+}
 
 
 def bytes_of(quantity: str) -> float:
@@ -149,7 +160,7 @@ def _pv(obj: Obj, old: Obj | None) -> list[Cause]:
     if not capacity:
         causes.append(required("spec.capacity"))
     elif set(capacity) != {"storage"}:
-        causes.append(not_supported("spec.capacity", sorted(capacity)[0], ("storage",)))
+        causes.append(not_supported("spec.capacity", min(capacity), ("storage",)))
     causes += _quantities(capacity, "spec.capacity")
     sources = [s for s in _SOURCES if spec.get(s)]
     if not sources:
@@ -229,10 +240,15 @@ def _job(obj: Obj, old: Obj | None) -> list[Cause]:
     causes = _containers(template, "spec.template.spec")
     if template.get("restartPolicy") not in {"OnFailure", "Never"}:
         detail = ("OnFailure", "Never")
-        causes.append(Cause("FieldValueRequired", 'Required value: valid values: "OnFailure", "Never"',
-                            "spec.template.spec.restartPolicy")
-                      if template.get("restartPolicy") in {None, "", "Always"}
-                      else not_supported("spec.template.spec.restartPolicy", template["restartPolicy"], detail))  # fmt: skip
+        causes.append(
+            Cause(
+                "FieldValueRequired",
+                'Required value: valid values: "OnFailure", "Never"',
+                "spec.template.spec.restartPolicy",
+            )
+            if template.get("restartPolicy") in {None, "", "Always"}
+            else not_supported("spec.template.spec.restartPolicy", template["restartPolicy"], detail)
+        )
     if spec.get("completionMode") == "Indexed" and spec.get("completions") is None:
         causes.append(required("spec.completions", "when completion mode is Indexed"))
     for field in ("parallelism", "completions", "backoffLimit"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import ParseResult, parse_qs, urlparse
 from zoneinfo import ZoneInfo
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from orchestrator.sandbox.apiserver.builtin_rules import bytes_of
 
@@ -68,7 +69,7 @@ def compare(left: Any, right: Any) -> int:
         raise CelError("no such overload")
     if isinstance(left, list | dict) or left is None:
         raise CelError("no such overload")
-    return (left > right) - (left < right)
+    return int(left > right) - int(left < right)
 
 
 def add(left: Any, right: Any) -> Any:
@@ -134,9 +135,17 @@ def type_of(value: Any) -> str:
     if value is None:
         return "null_type"
     kinds: list[tuple[type, str]] = [
-        (bool, "bool"), (Quantity, "kubernetes.Quantity"), (int, "int"), (float, "double"), (str, "string"), (bytes, "bytes"),
-        (list, "list"), (dict, "map"), (dt.datetime, "google.protobuf.Timestamp"), (dt.timedelta, "google.protobuf.Duration"),
-    ]  # fmt: skip
+        (bool, "bool"),
+        (Quantity, "kubernetes.Quantity"),
+        (int, "int"),
+        (float, "double"),
+        (str, "string"),
+        (bytes, "bytes"),
+        (list, "list"),
+        (dict, "map"),
+        (dt.datetime, "google.protobuf.Timestamp"),
+        (dt.timedelta, "google.protobuf.Duration"),
+    ]
     return next((name for kind, name in kinds if isinstance(value, kind)), "dyn")
 
 
@@ -193,6 +202,8 @@ def _format(template: str, arguments: list[Any]) -> str:
                 return f"{float(value):{found[1] or '.6'}{found[2]}}"
             case "x" | "X" | "o" | "b":
                 return format(value, found[2])
+            case _:
+                pass
         return _to_string(value) if not isinstance(value, list) else "[" + ", ".join(map(_to_string, value)) + "]"
 
     return re.sub(r"%%|%(\.\d+)?([sdfexXob])", one, template)
@@ -232,7 +243,7 @@ def _extreme(pick: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
 
 
 def _is_sorted(values: list[Any]) -> bool:
-    return all(compare(a, b) <= 0 for a, b in zip(values, values[1:], strict=False))
+    return all(compare(a, b) <= 0 for a, b in itertools.pairwise(values))
 
 
 def _index_of(container: Any, item: Any) -> int:
@@ -279,16 +290,39 @@ _MOMENT: dict[str, Callable[[dt.datetime], int]] = {
 }  # fmt: skip
 
 CONSTANTS: dict[str, Any] = {
-    "int": "int", "uint": "uint", "double": "double", "bool": "bool", "string": "string", "bytes": "bytes", "list": "list",
-    "map": "map", "null_type": "null_type",
-}  # fmt: skip
+    "int": "int",
+    "uint": "uint",
+    "double": "double",
+    "bool": "bool",
+    "string": "string",
+    "bytes": "bytes",
+    "list": "list",
+    "map": "map",
+    "null_type": "null_type",
+}
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "size": size, "matches": matches, "int": _to_int, "uint": _to_int, "double": _to_double, "string": _to_string,
-    "bool": _to_bool, "bytes": lambda v: v if isinstance(v, bytes) else v.encode(), "duration": duration,
-    "timestamp": timestamp, "type": type_of, "dyn": lambda v: v, "quantity": quantity, "isQuantity": _succeeds(quantity),
-    "url": url, "isURL": _succeeds(url), "ip": ip, "isIP": _succeeds(ip), "cidr": cidr, "isCIDR": _succeeds(cidr),
-}  # fmt: skip
+    "size": size,
+    "matches": matches,
+    "int": _to_int,
+    "uint": _to_int,
+    "double": _to_double,
+    "string": _to_string,
+    "bool": _to_bool,
+    "bytes": lambda v: v if isinstance(v, bytes) else v.encode(),
+    "duration": duration,
+    "timestamp": timestamp,
+    "type": type_of,
+    "dyn": lambda v: v,
+    "quantity": quantity,
+    "isQuantity": _succeeds(quantity),
+    "url": url,
+    "isURL": _succeeds(url),
+    "ip": ip,
+    "isIP": _succeeds(ip),
+    "cidr": cidr,
+    "isCIDR": _succeeds(cidr),
+}
 
 METHODS: dict[str, Callable[..., Any]] = {
     "size": size, "matches": matches, "contains": lambda t, s: s in t, "startsWith": lambda t, s: t.startswith(s),
@@ -319,6 +353,8 @@ def from_format(value: Any, wanted: str) -> Any:
                 return duration(value)
             case "byte":
                 return base64.b64decode(value)
+            case _:
+                return value
     except (CelError, ValueError):
         return value
     return value

@@ -149,7 +149,8 @@ def _run(rule: Rule, env: Mapping[str, Any], node: Node, path: str) -> Cause | N
             return Cause(rule.reason, f"Forbidden: {message}", where)
         case "FieldValueDuplicate":
             return Cause(rule.reason, f"Duplicate value: {shown.removesuffix(': ')}", where)
-    return Cause("FieldValueInvalid", f"Invalid value: {shown}{message}", where)
+        case _:
+            return Cause("FieldValueInvalid", f"Invalid value: {shown}{message}", where)
 
 
 def _message(rule: Rule, env: Mapping[str, Any]) -> str:

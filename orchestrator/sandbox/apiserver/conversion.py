@@ -1,4 +1,4 @@
-"""Between what is stored and what a version shows: the same object under another apiVersion, or another shape (Events)."""
+"""Between what is stored and what a version shows: another apiVersion, or (Events) another shape."""
 
 from __future__ import annotations
 

@@ -123,11 +123,6 @@ def _structural(raw: Mapping[str, Any], path: str) -> list[Cause]:
 
 
 def _unchanged(new: Obj, old: Obj) -> list[Cause]:
-    causes = []
-    for key in ("group", "scope"):
-        if new.get(key) != old.get(key):
-            causes.append(invalid_value(f"spec.{key}", new.get(key), "field is immutable"))
-    for key in ("kind", "plural"):
-        if new["names"].get(key) != old["names"].get(key):
-            causes.append(invalid_value(f"spec.names.{key}", new["names"].get(key), "field is immutable"))
-    return causes
+    pairs = [(f"spec.{k}", new.get(k), old.get(k)) for k in ("group", "scope")]
+    pairs += [(f"spec.names.{k}", new["names"].get(k), old["names"].get(k)) for k in ("kind", "plural")]
+    return [invalid_value(path, after, "field is immutable") for path, after, before in pairs if after != before]

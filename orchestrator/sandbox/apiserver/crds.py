@@ -148,7 +148,7 @@ class Definitions:
                 found.get("plural"), found.get("singular"), *(found.get("shortNames") or []),
             } - {None}  # fmt: skip
             if clash:
-                return "ShortNamesConflict", f'"{sorted(map(str, clash))[0]}" is already in use'
+                return "ShortNamesConflict", f'"{min(map(str, clash))}" is already in use'
         return None
 
 

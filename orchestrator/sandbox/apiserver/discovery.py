@@ -129,12 +129,14 @@ class Discovery:
             {
                 "subresource": s.name,
                 "responseKind": {
-                    "group": s.group if s.version else kind.group, "version": s.version or kind.version, "kind": s.kind or kind.kind,
+                    "group": s.group if s.version else kind.group,
+                    "version": s.version or kind.version,
+                    "kind": s.kind or kind.kind,
                 },
                 "verbs": list(s.verbs),
             }
             for s in kind.subresources
-        ]  # fmt: skip
+        ]
         if subs:
             entry["subresources"] = subs
         return entry

@@ -189,19 +189,17 @@ def merge(live: Any, config: Any, node: Node | None) -> Any:
 
 def _merge_keyed(present: dict[str, Any], wanted: dict[str, Any], node: Node) -> list[Any]:
     """Merge in the live order, with the configuration's order among its own items."""
-    order = [e for e in present if e not in wanted]
+
+    def merged(element: str) -> Any:
+        return merge(present[element], wanted[element], node.items) if element in present else wanted[element]
+
     result: list[Any] = []
     remaining = list(wanted)
     for element in present:
-        if element in order:
+        if element not in wanted:
             result.append(present[element])
-            continue
-        if element in remaining:
-            while remaining:
-                first = remaining.pop(0)
-                result.append(merge(present[first], wanted[first], node.items) if first in present else wanted[first])
-                if first == element:
-                    break
-    for element in remaining:
-        result.append(merge(present[element], wanted[element], node.items) if element in present else wanted[element])
-    return result
+        elif element in remaining:
+            upto = remaining.index(element) + 1
+            result += [merged(e) for e in remaining[:upto]]
+            del remaining[:upto]
+    return result + [merged(e) for e in remaining]

@@ -1,4 +1,4 @@
-"""Owner references: dependents go when their last owner is gone; foreground deletes wait for them; orphans are let loose."""
+"""Owner references: dependents go with their last owner; foreground deletes wait; orphans are let loose."""
 
 from __future__ import annotations
 
@@ -151,9 +151,12 @@ class Collector:
             self._drop_finalizer(kind, obj, _ORPHAN)
         elif _FOREGROUND in finalizers:
             blocking = [
-                o for _, o in dependents
-                if any(r["uid"] == meta["uid"] and r.get("blockOwnerDeletion") for r in o["metadata"]["ownerReferences"])
-            ]  # fmt: skip
+                o
+                for _, o in dependents
+                if any(
+                    r["uid"] == meta["uid"] and r.get("blockOwnerDeletion") for r in o["metadata"]["ownerReferences"]
+                )
+            ]
             for place, dependent in dependents:
                 if not dependent["metadata"].get("deletionTimestamp"):
                     self._pending[place] = None

@@ -50,9 +50,19 @@ class Handlers:
     """All endpoints of one cluster."""
 
     def __init__(
-        self, *, store: Store, registry: Registry, authenticator: Authenticator, authorizer: Authorizer,
-        reviews: Reviews, writer: Writer, discovery: Discovery, openapi: OpenApi, nodes: NodeProxy, key_set: Callable[[str], Obj],
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        store: Store,
+        registry: Registry,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        reviews: Reviews,
+        writer: Writer,
+        discovery: Discovery,
+        openapi: OpenApi,
+        nodes: NodeProxy,
+        key_set: Callable[[str], Obj],
+    ) -> None:
         self._store, self._registry, self._writer = store, registry, writer
         self._authenticator, self._authorizer, self._reviews = authenticator, authorizer, reviews
         self._discovery, self._openapi, self._key_set = discovery, openapi, key_set
@@ -77,10 +87,10 @@ class Handlers:
             raise
         except Exception:  # noqa: BLE001 - as the real server does: one broken request must not end the others
             _log.exception("%s %s failed", request.method, request.path)
-            error = ApiError(
+            fault = ApiError(
                 500, "InternalError", "Internal error occurred: the sandbox's API server has a fault; its log says more"
             )
-            return bodies.answer(error.status(), Accept(), 500)
+            return bodies.answer(fault.status(), Accept(), 500)
 
     def _user(self, request: web.BaseRequest) -> User:
         user = self._authenticator.user(request.headers.get("Authorization", ""))
@@ -130,7 +140,8 @@ class Handlers:
                 return web.Response(body=self._openapi.v3(group, version), content_type=bodies.JSON)
             case ["openid", "v1", "jwks"] | [".well-known", "openid-configuration"]:
                 return bodies.answer(self._key_set(parts[-1]), plain)
-        raise path_not_found()
+            case _:
+                raise path_not_found()
 
     # resources
 
@@ -147,10 +158,8 @@ class Handlers:
         call = Call(info, kind, user, request.headers.get("User-Agent", ""), bodies.media_type(request))
         if kind.warning:
             call.warn(kind.warning)
-        if info.subresource and not (info.subresource == "status"):
-            response = await self._subresources.handle(request, call, accept)
-            if response is not None:
-                return response
+        if info.subresource and info.subresource != "status":
+            return await self._subresources.handle(request, call, accept)
         if info.verb not in kind.verbs and not info.subresource:
             raise method_not_allowed()
         action: Callable[[web.BaseRequest, Call, Accept], Awaitable[web.StreamResponse]] = getattr(

@@ -29,7 +29,8 @@ class Journal:
         self._failure: BaseException | None = None
         with self._connect() as db:
             db.execute(
-                "CREATE TABLE IF NOT EXISTS objects (tab TEXT, ns TEXT, name TEXT, body BLOB, PRIMARY KEY (tab, ns, name)) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS objects "
+                "(tab TEXT, ns TEXT, name TEXT, body BLOB, PRIMARY KEY (tab, ns, name)) WITHOUT ROWID"
             )
             db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB)")
         db.close()

@@ -22,13 +22,25 @@ _NOBODYS = {("f:apiVersion",), ("f:kind",), ("f:metadata",)} | {
 }  # fmt: skip
 #: Structs that always exist in a builtin object, so that nobody owns them as such.
 _GIVEN = {
-    ("f:spec",), ("f:status",), ("f:spec", "f:template"), ("f:spec", "f:template", "f:spec"),
-    ("f:spec", "f:template", "f:metadata"), ("f:spec", "f:containers"), ("f:spec", "f:template", "f:spec", "f:containers"),
-    ("f:roleRef",), ("f:spec", "f:resources"), ("f:spec", "f:names"), ("f:involvedObject",), ("f:source",), ("f:regarding",),
-    ("f:spec", "f:jobTemplate"), ("f:spec", "f:jobTemplate", "f:spec"),
-    ("f:spec", "f:jobTemplate", "f:spec", "f:template"), ("f:spec", "f:jobTemplate", "f:spec", "f:template", "f:spec"),
+    ("f:spec",),
+    ("f:status",),
+    ("f:spec", "f:template"),
+    ("f:spec", "f:template", "f:spec"),
+    ("f:spec", "f:template", "f:metadata"),
+    ("f:spec", "f:containers"),
+    ("f:spec", "f:template", "f:spec", "f:containers"),
+    ("f:roleRef",),
+    ("f:spec", "f:resources"),
+    ("f:spec", "f:names"),
+    ("f:involvedObject",),
+    ("f:source",),
+    ("f:regarding",),
+    ("f:spec", "f:jobTemplate"),
+    ("f:spec", "f:jobTemplate", "f:spec"),
+    ("f:spec", "f:jobTemplate", "f:spec", "f:template"),
+    ("f:spec", "f:jobTemplate", "f:spec", "f:template", "f:spec"),
     ("f:spec", "f:jobTemplate", "f:spec", "f:template", "f:spec", "f:containers"),
-}  # fmt: skip
+}
 
 
 class Entry:
@@ -98,7 +110,7 @@ class Managers:
         before = old if old is not None else {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
         diff = Difference(_bare(before), _bare(new), kind.schema)
         changed = _owned(diff.added | diff.modified, kind)
-        removed = {p for p in diff.removed}
+        removed = set(diff.removed)
         if not changed and not removed:
             _save(new, entries)
             return

@@ -83,11 +83,11 @@ class Namespaces:
         current = self._store.get("namespaces", "", name)
         if current is None:
             return
-        kind = self._registry.find("", "v1", "namespaces")
-        assert kind is not None
+        own = self._registry.find("", "v1", "namespaces")
+        assert own is not None
         if not left:
             rest = [f for f in current["spec"].get("finalizers") or [] if f != "kubernetes"]
-            self._writer.finalize_namespace(system_call(kind, "update", current, "finalize"), rest)
+            self._writer.finalize_namespace(system_call(own, "update", current, "finalize"), rest)
             return
         self._report(current, left, finalizers)
 
@@ -102,13 +102,34 @@ class Namespaces:
         resources = ", ".join(f"{k} has {n} resource instances" for k, n in sorted(left.items()))
         waiting = ", ".join(f"{k} in {n} resource instances" for k, n in sorted(finalizers.items()))
         texts = [
-            ("NamespaceDeletionDiscoveryFailure", False, "ResourcesDiscovered", "All resources successfully discovered"),
-            ("NamespaceDeletionGroupVersionParsingFailure", False, "ParsedGroupVersions", "All legacy kube types successfully parsed"),
-            ("NamespaceDeletionContentFailure", False, "ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+            (
+                "NamespaceDeletionDiscoveryFailure",
+                False,
+                "ResourcesDiscovered",
+                "All resources successfully discovered",
+            ),
+            (
+                "NamespaceDeletionGroupVersionParsingFailure",
+                False,
+                "ParsedGroupVersions",
+                "All legacy kube types successfully parsed",
+            ),
+            (
+                "NamespaceDeletionContentFailure",
+                False,
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization",
+            ),
             ("NamespaceContentRemaining", True, "SomeResourcesRemain", f"Some resources are remaining: {resources}"),
-            ("NamespaceFinalizersRemaining", bool(waiting), "SomeFinalizersRemain" if waiting else "ContentHasNoFinalizers",
-             f"Some content in the namespace has finalizers remaining: {waiting}" if waiting else "All content-preserving finalizers finished"),
-        ]  # fmt: skip
+            (
+                "NamespaceFinalizersRemaining",
+                bool(waiting),
+                "SomeFinalizersRemain" if waiting else "ContentHasNoFinalizers",
+                f"Some content in the namespace has finalizers remaining: {waiting}"
+                if waiting
+                else "All content-preserving finalizers finished",
+            ),
+        ]
         before = {c["type"]: c for c in (namespace.get("status") or {}).get("conditions") or []}
         conditions = []
         for kind, true, reason, message in texts:

@@ -43,7 +43,7 @@ def decode(body: bytes) -> Obj:
         api_version, kind, raw = "", "", b""
         for number, value in _fields(body[4:]):
             if number == 1:
-                parts = {n: v for n, v in _fields(value)}
+                parts = dict(_fields(value))
                 api_version, kind = parts.get(1, b"").decode(), parts.get(2, b"").decode()
             elif number == 2:
                 raw = value
@@ -136,7 +136,8 @@ def _value(value: Any, kind: str) -> Any:
             return value - (1 << 64) if value >= 1 << 63 else value
         case "uint32" | "uint64" | "double" | "float":
             return value
-    return _message(value, kind)
+        case _:
+            return _message(value, kind)
 
 
 def _time(data: bytes) -> str | None:
@@ -181,9 +182,7 @@ def _items(data: bytes) -> list[str]:
 
 def _schema_or(number_of_other: int, other: str) -> Any:
     def read(data: bytes) -> Any:
-        parts: dict[int, Any] = {}
-        for number, value in _fields(data):
-            parts[number] = value
+        parts = dict(_fields(data))
         schema = f"{_SCHEMA}JSONSchemaProps"
         if other == "bool":
             return _message(parts[2], schema) if 2 in parts else bool(parts.get(1, 0))

@@ -18,7 +18,7 @@ from orchestrator.sandbox.apiserver.store import Store
 #: How long a read waits for a revision that has not come yet (as the watch cache does).
 _WAIT_S = 3.0
 
-_EXPIRED_TOKEN = (
+_TOO_OLD = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new list without "
     "the continue parameter, or use the continue token in this response to retrieve the remainder of the results. "
     "Continuing with the provided token results in an inconsistent list - objects that were created, modified, or "
@@ -125,7 +125,7 @@ def _chunk(store: Store, call: Call, at: int, start: tuple[str, str] | None, lim
     found = store.all_at(kind.storage, at, call.namespace)
     if found is None:
         if start is not None:
-            raise expired(_EXPIRED_TOKEN, _encode(-1, start))
+            raise expired(_TOO_OLD, _encode(-1, start))
         floor = store.table(kind.storage).floor
         raise expired(f"The resourceVersion for the provided list is too old. ({at} < {floor})")
     if start is not None:

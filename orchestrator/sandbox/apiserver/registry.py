@@ -94,7 +94,7 @@ def object_meta() -> Node:
 
 @functools.cache
 def _names() -> dict[tuple[str, str, str], str]:
-    found = {}
+    found: dict[tuple[str, str, str], str] = {}
     for name, raw in builtin_document()["definitions"].items():
         for gvk in raw.get("x-kubernetes-group-version-kind", ()):
             found.setdefault((gvk["group"], gvk["version"], gvk["kind"]), name)

@@ -69,6 +69,13 @@ def parse(method: str, path: str, query: Mapping[str, str]) -> RequestInfo:
     elif verb == "get" and query.get("watch", "").lower() in {"true", "1"}:
         verb = "watch"
     return RequestInfo(
-        path=path, verb=verb, query=query, group=group, version=version, namespace=namespace, resource=rest[0], name=name,
+        path=path,
+        verb=verb,
+        query=query,
+        group=group,
+        version=version,
+        namespace=namespace,
+        resource=rest[0],
+        name=name,
         subresource="/".join(rest[2:]),
-    )  # fmt: skip
+    )

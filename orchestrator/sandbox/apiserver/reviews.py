@@ -67,7 +67,7 @@ class Reviews:
                 str(resource.get("namespace") or ""), str(resource.get("name") or ""),
             )  # fmt: skip
         else:
-            ask = Ask(str(path.get("verb") or ""), path=str(path.get("path") or ""))
+            ask = Ask(str((path or {}).get("verb") or ""), path=str((path or {}).get("path") or ""))
         allowed, reason = self._authorizer.allowed(user, ask)
         return {"allowed": allowed, **({"reason": reason} if reason else {})}
 
@@ -102,11 +102,17 @@ class Reviews:
             "kind": "TokenRequest",
             "apiVersion": "authentication.k8s.io/v1",
             "metadata": {
-                "name": call.name, "namespace": call.namespace, "creationTimestamp": account["metadata"]["creationTimestamp"],
+                "name": call.name,
+                "namespace": call.namespace,
+                "creationTimestamp": account["metadata"]["creationTimestamp"],
             },
-            "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": spec.get("boundObjectRef")},
+            "spec": {
+                "audiences": audiences,
+                "expirationSeconds": seconds,
+                "boundObjectRef": spec.get("boundObjectRef"),
+            },
             "status": {"token": token, "expirationTimestamp": shown},
-        }  # fmt: skip
+        }
 
     def _bound(self, call: Call, reference: Obj | None) -> Obj | None:
         if not reference:
@@ -122,7 +128,10 @@ class Reviews:
             raise not_found(storage, "", name)
         wanted = reference.get("uid")
         if wanted and wanted != found["metadata"]["uid"]:
-            why = f"the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
+            why = (
+                f"the UID in the bound object reference ({wanted}) does not match the UID in record. The object might "
+                "have been deleted and then recreated"
+            )
             raise conflict(storage, "", name, why)
         return found
 

@@ -22,9 +22,28 @@ class Node:
     """
 
     __slots__ = (
-        "embedded", "fields", "format", "int_or_string", "items", "list_keys", "list_type", "map_type", "merge_key",
-        "merge_strategy", "opaque", "preserve", "raw", "required", "type", "values", "has_defaults", "rules", "default",
-        "nullable", "deep_rules", "name",
+        "deep_rules",
+        "default",
+        "embedded",
+        "fields",
+        "format",
+        "has_defaults",
+        "int_or_string",
+        "items",
+        "list_keys",
+        "list_type",
+        "map_type",
+        "merge_key",
+        "merge_strategy",
+        "name",
+        "nullable",
+        "opaque",
+        "preserve",
+        "raw",
+        "required",
+        "rules",
+        "type",
+        "values",
     )  # fmt: skip
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
@@ -198,7 +217,7 @@ def set_defaults(value: Any, node: Node) -> None:
 
 
 def drop_nulls(value: Any, node: Node) -> None:
-    """Remove nulls of fields that are neither nullable nor defaulted, in place, as Kubernetes does before validation."""
+    """Remove nulls of fields that are neither nullable nor defaulted, in place, as before any validation."""
     if isinstance(value, dict):
         for name in list(value):
             child = node.fields.get(name)

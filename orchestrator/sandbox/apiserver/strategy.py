@@ -1,7 +1,7 @@
 """What the API server itself decides about builtin kinds: defaults, what a status or a main write may touch, names.
 
-Follows the strategies and defaulting functions of Kubernetes 1.36 for the kinds of this product's trade; the other kinds are
-stored as they come.
+Follows the strategies and defaulting functions of Kubernetes 1.36 for the kinds of this product's trade; the others
+are stored as they come.
 """
 
 from __future__ import annotations
@@ -18,15 +18,31 @@ from orchestrator.sandbox.apiserver.registry import Kind
 
 #: Kinds whose spec changes count in metadata.generation.
 GENERATED = {
-    "deployments.apps", "statefulsets.apps", "replicasets.apps", "daemonsets.apps", "jobs.batch", "cronjobs.batch",
-    "networkpolicies.networking.k8s.io", "poddisruptionbudgets.policy", "pods", "customresourcedefinitions.apiextensions.k8s.io",
-}  # fmt: skip
+    "deployments.apps",
+    "statefulsets.apps",
+    "replicasets.apps",
+    "daemonsets.apps",
+    "jobs.batch",
+    "cronjobs.batch",
+    "networkpolicies.networking.k8s.io",
+    "poddisruptionbudgets.policy",
+    "pods",
+    "customresourcedefinitions.apiextensions.k8s.io",
+}
 #: Kinds that answer a delete with the object instead of a Status.
 RETURNS_DELETED = {
-    "csidrivers.storage.k8s.io", "storageclasses.storage.k8s.io", "volumeattachments.storage.k8s.io",
-    "csinodes.storage.k8s.io", "resourcequotas", "persistentvolumes", "serviceaccounts", "persistentvolumeclaims",
-    "namespaces", "pods", "services",
-}  # fmt: skip
+    "csidrivers.storage.k8s.io",
+    "storageclasses.storage.k8s.io",
+    "volumeattachments.storage.k8s.io",
+    "csinodes.storage.k8s.io",
+    "resourcequotas",
+    "persistentvolumes",
+    "serviceaccounts",
+    "persistentvolumeclaims",
+    "namespaces",
+    "pods",
+    "services",
+}
 #: Builtin kinds that refuse an update without resourceVersion.
 CONDITIONAL_ONLY = {
     "poddisruptionbudgets.policy", "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from orchestrator.sandbox.apiserver import bodies, reading
@@ -25,13 +27,13 @@ from orchestrator.sandbox.apiserver.writing import Writer
 
 
 class Subresources:
-    """Answer requests on subresources; `None` leaves one to the ordinary handlers."""
+    """Answer requests on subresources."""
 
     def __init__(self, store: Store, registry: Registry, writer: Writer, reviews: Reviews, nodes: NodeProxy) -> None:
         self._store, self._registry, self._writer = store, registry, writer
         self._reviews, self._nodes = reviews, nodes
 
-    async def handle(self, request: web.BaseRequest, call: Call, accept: Accept) -> web.StreamResponse | None:
+    async def handle(self, request: web.BaseRequest, call: Call, accept: Accept) -> web.StreamResponse:
         match call.info.subresource, call.info.verb:
             case "log", "get":
                 return await self._nodes.logs(request, call, reading.fetch(self._store, call))
@@ -52,7 +54,8 @@ class Subresources:
                 return bodies.answer(self._scale(call, reading.fetch(self._store, call)), accept)
             case "scale", ("update" | "patch"):
                 return await self._rescale(request, call, accept)
-        raise method_not_allowed()
+            case _:
+                raise method_not_allowed()
 
     async def _body(self, request: web.BaseRequest, call: Call) -> Obj:
         return bodies.as_object(bodies.parse(await bodies.read(request), call.content_type, binary=True))
@@ -144,8 +147,8 @@ class Subresources:
         return bodies.answer(self._scale(call, stored), accept)
 
 
-def _at(obj: Obj, path: list[str]) -> object:
-    found: object = obj
+def _at(obj: Obj, path: list[str]) -> Any:
+    found: Any = obj
     for step in path:
         found = found.get(step) if isinstance(found, dict) else None
     return found

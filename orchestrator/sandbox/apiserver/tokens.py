@@ -1,4 +1,4 @@
-"""Service-account tokens: ES256 JWTs with the claims that Kubernetes puts in, bound to objects that must still exist."""
+"""Service-account tokens: ES256 JWTs with Kubernetes' claims, bound to objects that must still exist."""
 
 from __future__ import annotations
 
@@ -50,14 +50,23 @@ class Tokens:
         meta = account["metadata"]
         now = int(time.time())
         claims: Obj = {
-            "aud": audiences, "exp": now + seconds, "iat": now, "iss": ISSUER, "jti": str(uuid.uuid4()), "nbf": now,
+            "aud": audiences,
+            "exp": now + seconds,
+            "iat": now,
+            "iss": ISSUER,
+            "jti": str(uuid.uuid4()),
+            "nbf": now,
             "sub": f"system:serviceaccount:{meta['namespace']}:{meta['name']}",
             "kubernetes.io": {
                 "namespace": meta["namespace"],
                 "serviceaccount": {"name": meta["name"], "uid": meta["uid"]},
-                **({bound["kind"].lower(): {"name": bound["metadata"]["name"], "uid": bound["metadata"]["uid"]}} if bound else {}),
+                **(
+                    {bound["kind"].lower(): {"name": bound["metadata"]["name"], "uid": bound["metadata"]["uid"]}}
+                    if bound
+                    else {}
+                ),
             },
-        }  # fmt: skip
+        }
         head = _encode(msgspec.json.encode({"alg": "ES256", "kid": self.key_id}))
         signed = f"{head}.{_encode(msgspec.json.encode(claims))}"
         r, s = utils.decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import Any
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from orchestrator.sandbox.apiserver.builtin_rules import builtin_causes
 from orchestrator.sandbox.apiserver.cel_rules import absent, by_key, check_rules, key_of
@@ -125,9 +125,7 @@ def _wrong_type(path: str, value: Any, wanted: str) -> Cause:
 def _check_map(value: Obj, node: Node, path: str, causes: list[Cause], old: Any) -> None:
     raw = node.raw
     before = old if isinstance(old, dict) else {}
-    for name in node.required:
-        if name not in value:
-            causes.append(required(join(path, name)))
+    causes += [required(join(path, name)) for name in node.required if name not in value]
     if "maxProperties" in raw and len(value) > raw["maxProperties"]:
         causes.append(too_many(path, len(value), raw["maxProperties"]))
     if len(value) < raw.get("minProperties", 0):
@@ -135,9 +133,8 @@ def _check_map(value: Obj, node: Node, path: str, causes: list[Cause], old: Any)
             invalid_value(path, value, f"{path} in body should have at least {raw['minProperties']} properties")
         )
     if node.embedded:
-        for name in ("apiVersion", "kind"):
-            if not value.get(name):
-                causes.append(required(join(path, name), "must not be empty"))
+        missing = [n for n in ("apiVersion", "kind") if not value.get(n)]
+        causes += [required(join(path, n), "must not be empty") for n in missing]
     for name, item in value.items():
         child = node.fields.get(name)
         if child is not None:
@@ -276,6 +273,7 @@ def _well_formed(value: str, wanted: str) -> bool:
                 return bool(re.fullmatch(r"(?i)[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", value))
             case "email":
                 return bool(re.fullmatch(r"[^@\s]+@[^@\s]+", value))
+            case _:
+                return True
     except (ValueError, binascii.Error):
         return False
-    return True

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 
@@ -42,10 +42,10 @@ class Watch:
         self._rv = store.rv
         self._overrun = False
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes, None]:
         """Yield encoded events until the watch's time is over."""
         asked = self._call.info.number("timeoutSeconds")
-        deadline = time.monotonic() + (asked if asked else random.uniform(1800, 3600))  # noqa: S311 - spreads load only
+        deadline = time.monotonic() + (asked or random.uniform(1800, 3600))  # noqa: S311 - spreads load only
         try:
             await self._subscribe()
             for line in self._first():
@@ -143,8 +143,7 @@ class Watch:
         meta: Obj = {"resourceVersion": str(self._rv)}
         if annotations:
             meta["annotations"] = annotations
-        obj = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": meta}
-        return obj
+        return {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": meta}
 
     @staticmethod
     def _event(verb: str, obj: Obj) -> bytes:

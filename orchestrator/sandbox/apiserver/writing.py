@@ -136,7 +136,7 @@ class Writer:
             strategy.keep_status(stored_kind, new, old)
         admission.fill_in(stored_kind, new)
         admission.validate(stored_kind, new, old, status_only=call.info.subresource == "status")
-        if not call.info.subresource == "status" and strategy.bumps_generation(stored_kind, new, old):
+        if call.info.subresource != "status" and strategy.bumps_generation(stored_kind, new, old):
             new["metadata"] = {**new["metadata"], "generation": old["metadata"].get("generation", 0) + 1}
         if tracked:
             new["metadata"] = dict(new["metadata"])
@@ -193,8 +193,8 @@ class Writer:
         uid, rv = wanted.get("uid"), wanted.get("resourceVersion")
         if uid is not None and uid != meta["uid"]:
             why = (
-                f"the UID in the precondition ({uid}) does not match the UID in record ({meta['uid']}). The object might "
-                "have been deleted and then recreated"
+                f"the UID in the precondition ({uid}) does not match the UID in record ({meta['uid']}). "
+                "The object might have been deleted and then recreated"
             )
             raise conflict(kind.kind, kind.group, meta["name"], why)
         if rv is not None and rv != meta["resourceVersion"]:
