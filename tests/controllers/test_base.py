@@ -66,7 +66,7 @@ class WidgetController(Controller[Widget]):
             self.changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5), self.changed:
+        async with asyncio.timeout(15), self.changed:
             await self.changed.wait_for(condition)
 
 
@@ -269,7 +269,7 @@ async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_more(context:
         await asyncio.sleep(0)
         assert not task.done()
         go.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             await task
 
     assert finished == controller.seen

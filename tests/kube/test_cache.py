@@ -23,7 +23,7 @@ async def running(cache: Cache[Widget], *, synced: bool = True) -> AsyncIterator
     task = asyncio.create_task(cache.run())
     try:
         if synced:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 await cache.synced.wait()
         yield cache
         assert not task.done(), "a cache never ends by itself"
@@ -36,7 +36,7 @@ async def until(cache: Cache[Widget], condition: Callable[[], bool]) -> None:
     """Wait for a change of the cache after which `condition` holds."""
     changed = asyncio.Event()
     cache.subscribe(lambda _old, _new: changed.set())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not condition():
             changed.clear()
             await changed.wait()
