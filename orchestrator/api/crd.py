@@ -261,9 +261,11 @@ def _struct(type_: inspect.StructType, walk: Walk) -> Schema:
         if "description" not in shape:
             raise TypeError(f"{walk.here()} has no description; give it a Meta(description=...)")
         walk.path.pop()
-        if member.required and _nullable(member.type):
-            shape["nullable"] = True
-        elif member.required:
+        if member.required:
+            if _nullable(member.type):
+                raise TypeError(
+                    f"{cls.__name__}.{member.name} may be None: give it a default, a merge patch drops nulls"
+                )
             required.append(member.encode_name)
         _add_rules(shape, FIELD_RULES.get((cls, member.encode_name), ()))
         properties[member.encode_name] = _ordered(shape)

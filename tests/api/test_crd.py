@@ -141,3 +141,15 @@ def test_an_unbounded_type_stops_the_generation_and_says_where(type_: Any) -> No
 def test_a_union_of_two_types_is_refused() -> None:
     with pytest.raises(TypeError, match=r"only `X \| None`"):
         schema(inspect.type_info(int | bool), Walk(["Kind"]))
+
+
+class Torn(msgspec.Struct, frozen=True, kw_only=True):
+    """A struct whose field must be there and may be null."""
+
+    field: Annotated[int | None, Meta(description="Either.")]
+
+
+def test_a_required_field_that_may_be_null_is_refused() -> None:
+    """A merge patch drops nulls: the object could be written, and then not read back."""
+    with pytest.raises(TypeError, match=r"Torn\.field may be None: give it a default"):
+        schema(inspect.type_info(Torn), Walk(["Kind"]))
