@@ -82,7 +82,7 @@ def path(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Print the file behind a volume, so that anything can write to it."""
-    from orchestrator.sandbox.cluster import volume_path
+    from orchestrator.sandbox.reach import volume_path
 
     print(_ask(directory, kubeconfig, lambda api: volume_path(api, claim, namespace)))
 
@@ -95,7 +95,7 @@ def kill(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Kill a pod's processes at once (SIGKILL), as a crash would."""
-    from orchestrator.sandbox.cluster import kill_pod
+    from orchestrator.sandbox.reach import kill_pod
 
     home = directory or _kubeconfig(directory, kubeconfig).parent
     hit = _ask(directory, kubeconfig, lambda api: kill_pod(api, home.resolve(), pod, namespace))

@@ -17,13 +17,11 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from orchestrator.errors import Terminal
-from orchestrator.sandbox.api import Api, NotFound
+from orchestrator.sandbox.api import Api
 from orchestrator.sandbox.apiserver.server import ApiServer
 from orchestrator.sandbox.faults import Faults, switch, switched_on
-from orchestrator.sandbox.kinds import PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD
-from orchestrator.sandbox.node.process import kill_recorded
 from orchestrator.sandbox.node.server import Nodes
-from orchestrator.sandbox.objects import Manifest, spec, uid
+from orchestrator.sandbox.reach import kill_pod, volume_path
 from orchestrator.sandbox.snapshotmetadata.server import MetadataServer
 from orchestrator.sandbox.storage.server import Storage
 
@@ -36,18 +34,6 @@ class DirectoryInUse(Terminal):
 
     reason: ClassVar[str] = "DirectoryInUse"
     remedy: ClassVar[str] = "Stop it first, or give another --dir."
-
-
-class NoSuchVolume(Terminal):
-    """The claim has no volume of the sandbox behind it."""
-
-    reason: ClassVar[str] = "NoSuchVolume"
-
-
-class NoSuchPod(Terminal):
-    """The pod is not there, or nothing of it runs."""
-
-    reason: ClassVar[str] = "NoSuchPod"
 
 
 class Sandbox:
@@ -183,31 +169,3 @@ class Sandbox:
         """Return the faults that are on."""
         async with Api.from_file(self.kubeconfig) as api:
             return await switched_on(api)
-
-
-async def kill_pod(api: Api, directory: Path, pod: str, namespace: str) -> list[str]:
-    """Kill the processes of a pod of the sandbox on `directory`. Raises NoSuchPod."""
-    try:
-        held = await api.get(POD, pod, namespace)
-    except NotFound as err:
-        raise NoSuchPod(f"There is no pod {pod} in namespace {namespace}") from err
-    hit = await asyncio.to_thread(kill_recorded, directory / "data" / "pods" / uid(held))
-    if not hit:
-        raise NoSuchPod(f"Pod {namespace}/{pod} has no process of the sandbox on {directory} that runs")
-    return hit
-
-
-async def volume_path(api: Api, claim: str, namespace: str) -> Path:
-    """Return the file behind a claim. Raises NoSuchVolume."""
-    try:
-        held = await api.get(PERSISTENT_VOLUME_CLAIM, claim, namespace)
-    except NotFound as err:
-        raise NoSuchVolume(f"There is no PVC {claim} in namespace {namespace}") from err
-    bound = spec(held).get("volumeName")
-    if not bound:
-        raise NoSuchVolume(f"PVC {namespace}/{claim} is not bound to a volume yet")
-    volume: Manifest = await api.get(PERSISTENT_VOLUME, bound)
-    path = ((spec(volume).get("csi") or {}).get("volumeAttributes") or {}).get("path")
-    if not path:
-        raise NoSuchVolume(f"PVC {namespace}/{claim} is not a volume of the sandbox")
-    return Path(path)

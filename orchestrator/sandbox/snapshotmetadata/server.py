@@ -20,7 +20,7 @@ import trustme
 from grpclib import GRPCError
 from grpclib.const import Cardinality, Handler, Status
 
-from orchestrator.sandbox.api import Api, ApiError, NotFound
+from orchestrator.sandbox.api import Api, ApiError, NotFound, wait_until_served
 from orchestrator.sandbox.faults import CONFIG_NAME, NAMESPACE, Faults
 from orchestrator.sandbox.kinds import (
     ACCESS_REVIEW,
@@ -295,5 +295,6 @@ class MetadataServer(Part):
         self.listener.reserve()
         ca = base64.b64encode(self._authority.cert_pem.bytes()).decode()
         published = {"address": f"localhost:{self.listener.port}", "audience": AUDIENCE, "caCert": ca}
+        await wait_until_served(self.api, METADATA_SERVICE)  # the storage installs the kind, maybe at the same time
         await self.api.ensure(METADATA_SERVICE, {"metadata": {"name": DRIVER}, "spec": published})
         return [self.listener]

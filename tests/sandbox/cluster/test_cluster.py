@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.main import main
 from orchestrator.sandbox.api import Api
 from orchestrator.sandbox.cluster import DirectoryInUse, Sandbox
 from orchestrator.sandbox.kinds import JOB, POD
@@ -63,7 +64,7 @@ async def test_two_sandboxes_on_one_directory_are_refused(tmp_path: Path) -> Non
 
 
 async def test_the_command_says_when_it_is_ready_and_ends_clean_and_a_killed_one_leaves_no_process(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [sys.executable, "-m", "orchestrator", "sandbox"]
 
@@ -87,7 +88,8 @@ async def test_the_command_says_when_it_is_ready_and_ends_clean_and_a_killed_one
             while not list((tmp_path / "data" / "pods").glob("*/processes.json")):
                 await asyncio.sleep(0.02)
         image = await world.image(claim)
-        assert await output(*command, "path", "cli", "--dir", str(tmp_path)) == f"{image}\n"
+        assert await asyncio.to_thread(main, ["sandbox", "path", "cli", "--dir", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"{image}\n"
     process.send_signal(signal.SIGKILL)
     await process.wait()
     [log] = (tmp_path / "data" / "pods").glob("*/logs/main.log")
@@ -106,10 +108,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-async def output(*command: str) -> str:
-    made = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    said, _ = await made.communicate()
-    assert made.returncode == 0
-    return said.decode()
