@@ -24,6 +24,7 @@ async def main(kubeconfig: str, duration_s: float, renew_s: float) -> None:
             print("fresh", flush=True)
         except LeaseStale:
             print("stale", flush=True)
+            await asyncio.wait([holding], timeout=10)  # the loss itself ends run()
     if not holding.done():
         holding.cancel()
     with contextlib.suppress(asyncio.CancelledError):

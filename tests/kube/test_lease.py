@@ -198,11 +198,11 @@ async def test_frozen_for_longer_than_the_lease_it_refuses_at_the_first_check(ap
         return (await process.stdout.readline()).decode().strip()
 
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             assert (await process.stdout.readline()).strip() == b"holding"
             assert await ask() == "fresh"
             process.send_signal(signal.SIGSTOP)
-            async with holding(make(kubeconfig)) as taken:
+            async with holding(make(kubeconfig, duration_s=20, renew_s=15)) as taken:
                 assert lease_of(api)["leaseTransitions"] == 1
                 process.send_signal(signal.SIGCONT)
                 assert await ask() == "stale"
