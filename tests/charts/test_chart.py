@@ -14,6 +14,7 @@ import yaml
 
 from orchestrator.api.crd import files
 from orchestrator.api.tidemark import KINDS
+from orchestrator.app.kinds import KINDS as KEPT
 from orchestrator.cli import controller
 from tests.api.real_apiserver import find_tool, real_apiserver
 
@@ -182,7 +183,9 @@ MAY = [
     (CONTROLLER, "create", "batch", "jobs", "", "tidemark-system", True),
     (CONTROLLER, "create", "batch", "jobs", "", "shop", False),
     (CONTROLLER, "get", "", "secrets", "", "tidemark-system", True),
+    (CONTROLLER, "list", "", "secrets", "", "tidemark-system", False),
     (CONTROLLER, "get", "", "secrets", "", "shop", False),
+    (CONTROLLER, "list", "", "events", "", "tidemark-system", True),
     (CONTROLLER, "create", "", "pods", "exec", "shop", False),
     ("system:serviceaccount:tidemark-system:tidemark-mover", "get", "", "secrets", "", "tidemark-system", False),
 ]
@@ -211,3 +214,26 @@ def test_a_real_api_server_takes_every_object_and_gives_the_rights_meant(tmp_pat
             review = {"spec": {"user": CONTROLLER, "resourceAttributes": where | {"subresource": "token"}}}
             _, answer = server.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
             assert answer["status"]["allowed"] is expected, name
+
+
+def plain_rules(kind: str) -> list[dict[str, Any]]:
+    """Return a role's rules from the template itself: they hold no template words."""
+    text = (CHART / "templates" / "rbac-controller.yaml").read_text()
+    lines = [line for line in text.splitlines() if "{{" not in line]
+    roles = [d for d in yaml.safe_load_all("\n".join(lines)) if d and d["kind"] == kind]
+    return [rule for role in roles for rule in role["rules"]]
+
+
+@pytest.mark.quick
+def test_the_controller_may_watch_whatever_it_caches() -> None:
+    """Without one of them the controller waits for ever to be synced."""
+    for row in KEPT:
+        rules = plain_rules("Role" if row.ours_only else "ClusterRole")
+        wanted = row.kind.RESOURCE
+        verbs = {
+            verb
+            for rule in rules
+            for verb in rule["verbs"]
+            if wanted.group in rule["apiGroups"] and wanted.plural in rule["resources"]
+        }
+        assert verbs >= {"list", "watch"}, wanted
