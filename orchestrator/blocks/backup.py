@@ -107,6 +107,14 @@ async def copy_shard(
     return await put_shard(vault, intent_id, shard)
 
 
+def planned_in(chunks: ChunkSet, first: int, stop: int) -> tuple[int, int]:
+    """Return how many chunks of `[first, stop)` are planned, and their bytes; one walk, it may have millions of runs."""
+    count = end = 0
+    for start, end in chunks.runs(first, stop):
+        count += end - start
+    return count, count * chunks.chunk_size - max(end * chunks.chunk_size - chunks.volume_size, 0)
+
+
 class _Copier:
     """One shard on its way."""
 
@@ -121,6 +129,7 @@ class _Copier:
         tallies: Tallies,
         known: MapReader | None,
         found: Salvage,
+        planned: tuple[int, int],
     ) -> None:
         record = plan.record
         self._vault, self._plan, self._chunks, self._known, self._found = vault, plan, chunks, known, found
@@ -138,6 +147,7 @@ class _Copier:
             number=number,
             shards=plan.shards,
         )
+        tallies.total_bytes = planned[1]
         self._packs = PackWriter(vault, record.point_id, self._loop, target=options.pack_bytes)
         self._crew = Crew("the backup")
         self._map_turn = asyncio.Lock()
@@ -148,7 +158,7 @@ class _Copier:
             chunk_size=record.chunk_size,
             keys=vault.keys,
             throttle=Throttle(options.bandwidth_limit, wait=self._crew.pause),
-            equal=EqualChunks(self._planned_chunks(), self._recall) if options.equal_chunks else None,
+            equal=EqualChunks(planned[0], self._recall) if options.equal_chunks else None,
             packs=self._packs,
             todo=Channel(self._crew, window),
             done=Sequence(self._crew, window),
@@ -182,19 +192,12 @@ class _Copier:
             if plan.mode == "delta":
                 add_resized(chunks, root.volume_size)
         found = await salvage(vault, plan.record.point_id)
-        return cls(vault, plan, chunks, source, number, options, tallies, known, found)
-
-    def _planned_chunks(self) -> int:
-        return sum(stop - first for first, stop in self._chunks.runs(self._first, self._stop))
-
-    def _planned_bytes(self) -> int:
-        size, volume = self._chunks.chunk_size, self._chunks.volume_size
-        runs = self._chunks.runs(self._first, self._stop)
-        return sum(min(stop * size, volume) - first * size for first, stop in runs)
+        shard = shard_range(chunks.chunk_count, plan.shards, number)
+        planned = await asyncio.to_thread(planned_in, chunks, *shard)
+        return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned)
 
     async def copy(self) -> Shard:
         """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
-        self._tallies.total_bytes = self._planned_bytes()
         if len(self._found) and self._shop.equal is not None:
             await asyncio.to_thread(self._remember_salvaged, self._shop.equal)
         self._crew.add("feeder", self._feed)
