@@ -108,7 +108,7 @@ async def copy_shard(
 
 
 def planned_in(chunks: ChunkSet, first: int, stop: int) -> tuple[int, int]:
-    """Return how many chunks of `[first, stop)` are planned, and their bytes; one walk, it may have millions of runs."""
+    """Return how many chunks of `[first, stop)` are planned, and their bytes, in one walk."""
     count = end = 0
     for start, end in chunks.runs(first, stop):
         count += end - start
