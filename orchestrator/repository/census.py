@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,6 +18,7 @@ from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.marking import Marking
+from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import Partitions
 from orchestrator.repository.relocation import open_relocation
 from orchestrator.repository.store import ObjectInfo
@@ -151,10 +150,3 @@ class Census:
                 continue
             for target in relocation.targets if relocation is not None else ():
                 self.marking.add_pack(target)
-
-
-async def in_parallel(calls: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Await coroutines together; the first error is raised as itself, not as a group, once all have ended."""
-    for result in await asyncio.gather(*calls, return_exceptions=True):
-        if result is not None:
-            raise result

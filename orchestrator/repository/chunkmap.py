@@ -73,7 +73,7 @@ class MapReader:
     """One point's chunk map. Keeps inner pages in bounded memory. Used by one task at a time."""
 
     def __init__(self, vault: Vault, root: MapRoot, *, avoid: DamageIndex | None = None) -> None:
-        """Read the map at `root`; entries that `avoid` knows as damaged are left out of `lookup`."""
+        """Read the map at `root`; what `avoid` knows as damaged is left out of `lookup`."""
         self.vault, self.root, self.avoid = vault, root, avoid
         self.pages = PageReader(vault)
         self._inner: OrderedDict[Ref, Inner] = OrderedDict()
@@ -193,18 +193,24 @@ class MapReader:
         overlays = {leaf: dict(children[leaf][1]) for leaf in wanted}
         needed = []
         for leaf, indexes in wanted.items():
-            ref = children[leaf][0]
+            ref = self._sound(children[leaf][0])
             if ref is not None and any(index % LEAF_CHUNKS not in overlays[leaf] for index in indexes):
                 needed.append(ref)
         leaves = await self.leaves(needed)
         for leaf, indexes in wanted.items():
-            ref = children[leaf][0]
+            ref = self._sound(children[leaf][0])
             page = None if ref is None else leaves.get(ref)
             for index in indexes:
                 inside = index % LEAF_CHUNKS
                 entry = overlays[leaf][inside] if inside in overlays[leaf] else page.get(inside) if page else None
                 if entry is not None and not (self.avoid and self.avoid.touches(entry)):
                     found[index] = entry
+
+    def _sound(self, ref: Ref | None) -> Ref | None:
+        """Return the leaf unless it is known as damaged: nothing in it may be referred to then."""
+        if ref is not None and self.avoid and self.avoid.touches_page(ref.object, ref.slot):
+            return None
+        return ref
 
     async def batches(self, first: int = 0, stop: int | None = None) -> AsyncIterator[list[tuple[int, Entry]]]:
         """Yield (index, entry) of every chunk in [first, stop) that isn't a hole, ascending, a leaf at a time."""

@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.fence import Fence
-from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, Census, Expired, in_parallel
+from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, Census, Expired
 from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.layout import Kind, ObjectRef
+from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.point import cancel
 from orchestrator.repository.record import open_record, seal_record

@@ -10,9 +10,10 @@ import asyncio
 from array import array
 from bisect import bisect_left
 
-from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
 from orchestrator.repository.layout import ObjectRef, intent_folder
 from orchestrator.repository.pack import Entry, FooterEntry, read_footer
+from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.vault import Vault
 
 READERS = 8
@@ -74,19 +75,15 @@ async def salvage(vault: Vault, intent_id: str) -> Salvage:
     packs = [info async for info in vault.store.list(prefix)]
     limit = asyncio.Semaphore(READERS)
 
-    async def read(key: str, size: int) -> tuple[ObjectRef, list[FooterEntry]] | None:
+    async def read(key: str, size: int) -> None:
         try:
             ref = ObjectRef.named(intent_id, key.rpartition("/")[2])
             async with limit:
-                return ref, await read_footer(vault, ref, size)
-        except (Damaged, ObjectMissing, ValueError):
-            return None
+                entries = await read_footer(vault, ref, size)
+        except (Damaged, ObjectMissing, UnsupportedFormat, ValueError):
+            return
+        found.add(ref, entries)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(read(info.key, info.size)) for info in packs]
-    for task in tasks:
-        result = task.result()
-        if result is not None:
-            found.add(*result)
+    await in_parallel([read(info.key, info.size) for info in packs])
     await asyncio.to_thread(found.sort)
     return found

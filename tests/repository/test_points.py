@@ -178,6 +178,15 @@ async def test_a_rerun_finds_what_an_earlier_try_stored_and_copies_only_the_rest
     assert await restore(vault, ref) == volume
 
 
+async def test_a_store_that_fails_while_salvaging_is_told_as_itself(vault: Vault) -> None:
+    volume = random.Random(1).randbytes(300 * SIZE)
+    intent_id = await _intent(vault, volume)
+    await copy(vault, intent_id, volume, pack_size=64 * SIZE)
+    faulty = FaultyStore(vault.store, lambda _n, verb, _key: Fault.ERROR if verb == "get" else None)
+    with pytest.raises(StoreUnavailable):
+        await salvage(Vault(faulty, vault.keys), intent_id)
+
+
 async def test_a_torn_or_foreign_pack_of_the_intent_is_left_aside(vault: Vault) -> None:
     volume = _volume(5)
     intent_id = await _intent(vault, volume)

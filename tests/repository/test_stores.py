@@ -39,6 +39,8 @@ class StoreContract:
         assert await store.get("a/b/one") == data
         assert await store.get_range("a/b/one", 1000, 50) == data[1000:1050]
         assert await store.get_range("a/b/one", 299_990, 50) == data[299_990:]
+        assert await store.get_range("a/b/one", 300_000, 50) == b""
+        assert await store.get_range("a/b/one", 400_000, 50) == b""
 
     async def test_ranges_come_back_in_the_order_asked(self, store: Store) -> None:
         data = secrets.token_bytes(900_000)

@@ -1,0 +1,139 @@
+"""Packs: many threads, bounded memory, nothing of an earlier pack left in reused memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from orchestrator.repository.compression import compress
+from orchestrator.repository.errors import Damaged, StoreUnavailable
+from orchestrator.repository.pack import Entry, PackBuilder, Placed, open_footer, read_footer
+from orchestrator.repository.packreader import PackReader
+from orchestrator.repository.packwriter import PackWriter
+from orchestrator.repository.salvage import salvage
+from orchestrator.repository.store import CountingStore
+from orchestrator.repository.vault import Vault
+from tests.repository.faults import Fault, FaultyStore
+
+pytestmark = pytest.mark.quick
+INTENT = str(uuid.UUID(int=9))
+SIZE = 4096
+
+
+def _chunk(index: int) -> bytes:
+    rng = random.Random(index)
+    return rng.randbytes(rng.randrange(1, SIZE)) if index % 3 else bytes([index % 251]) * SIZE
+
+
+async def _write(vault: Vault, count: int, threads: int, *, target: int, buffers: int = 2) -> dict[int, Entry]:
+    writer = PackWriter(vault, INTENT, asyncio.get_running_loop(), target=target, buffers=buffers, stall_timeout_s=20)
+    entries: dict[int, Entry] = {}
+
+    def work(part: int) -> None:
+        for index in range(part, count, threads):
+            chunk_id = vault.keys.chunk_id(_chunk(index))
+            codec, packed = compress(_chunk(index))
+            placed: Placed = writer.add(index, chunk_id, packed, codec)
+            entries[index] = Entry(chunk_id, *placed, codec)
+
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            await asyncio.gather(*(loop.run_in_executor(pool, work, part) for part in range(threads)))
+        except BaseException:
+            await writer.abort()
+            raise
+    await writer.finish()
+    return entries
+
+
+async def test_chunks_from_many_threads_come_back_and_the_footers_list_them(vault: Vault) -> None:
+    counting = CountingStore(vault.store)
+    vault = Vault(counting, vault.keys)
+    entries = await _write(vault, 400, 4, target=100_000)
+    assert counting.requests["put"] > 5, "several packs in reused memory"
+    reader = PackReader(vault, SIZE)
+    for index, entry in entries.items():
+        assert bytes(await reader.read(entry)) == _chunk(index)
+    found = await salvage(vault, INTENT)
+    assert {index: found.get(index) for index in range(400)} == entries
+
+
+async def test_nothing_of_an_earlier_pack_is_left_between_frames(vault: Vault) -> None:
+    buffer = bytearray(b"SECRET!!" * 2500)
+    pack = PackBuilder(vault, INTENT, buffer)
+    for index in range(20):
+        assert pack.add(index, bytes(32), _chunk(1)[:77], 0)
+    data = bytes(pack.finish())
+    assert b"SECRET!!" not in data
+    assert len(open_footer(vault, pack.ref, data)) == 20
+
+
+async def test_no_slot_and_so_no_nonce_is_used_twice(vault: Vault) -> None:
+    entries = await _write(vault, 300, 4, target=150_000)
+    places = sorted((entry.pack, entry.slot, entry.slot + -(-entry.length // 64)) for entry in entries.values())
+    for before, after in itertools.pairwise(places):
+        assert before[0] != after[0] or before[2] <= after[1]
+
+
+async def test_the_first_upload_error_ends_every_add(vault: Vault) -> None:
+    faulty = FaultyStore.at(vault.store, 2, Fault.ERROR)
+    with pytest.raises(StoreUnavailable):
+        await _write(Vault(faulty, vault.keys), 600, 3, target=60_000, buffers=1)
+
+
+async def test_adds_wait_while_every_buffer_is_on_its_way(vault: Vault) -> None:
+    release = asyncio.Event()
+    started = asyncio.Event()
+
+    class Slow(FaultyStore):
+        async def put_new(self, key: str, data: object) -> None:
+            started.set()
+            await release.wait()
+            await super().put_new(key, data)  # type: ignore[arg-type]
+
+    writing = asyncio.create_task(_write(Vault(Slow(vault.store), vault.keys), 100, 1, target=60_000, buffers=1))
+    await started.wait()
+    assert not writing.done()
+    assert threading.active_count() > 1
+    release.set()
+    assert len(await writing) == 100
+
+
+async def test_a_footer_further_back_than_the_first_look_is_read_too(vault: Vault) -> None:
+    pack = PackBuilder(vault, INTENT, bytearray(1 << 20))
+    for index in range(900):
+        assert pack.add(index, bytes([index % 256]) * 32, b"x" * 100, 0)
+    data = bytes(pack.finish())
+    await vault.store.put_new(pack.name, data)
+    assert [line.chunk for line in await read_footer(vault, pack.ref, len(data))] == list(range(900))
+    for cut in (len(data) - 1, 100, 0):
+        with pytest.raises(Damaged):
+            open_footer(vault, pack.ref, data[:cut])
+
+
+async def test_a_chunk_frame_can_not_pass_as_a_footer(vault: Vault) -> None:
+    """What a tenant writes into a volume must not be taken for structure."""
+    from orchestrator.repository.pack import FOOTER_ENTRY, TRAILER, TRAILER_MAGIC
+
+    pack = PackBuilder(vault, INTENT, bytearray(1 << 16))
+    forged = FOOTER_ENTRY.pack(1, b"f" * 32, 1, 100)
+    placed = pack.add(0, bytes(32), forged, 0)
+    assert placed is not None
+    cut = placed.slot * 64 + placed.length
+    data = bytes(pack.finish())[:cut] + TRAILER.pack(placed.slot, placed.length, TRAILER_MAGIC)
+    with pytest.raises(Damaged):
+        open_footer(vault, pack.ref, data)
+
+
+def test_a_pack_says_when_a_chunk_does_not_fit(vault: Vault) -> None:
+    pack = PackBuilder(vault, INTENT, bytearray(4096))
+    assert pack.add(0, bytes(32), bytes(3000), 0) is not None
+    assert pack.add(1, bytes(32), bytes(3000), 0) is None
+    assert pack.count == 1

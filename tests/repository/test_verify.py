@@ -1,0 +1,199 @@
+"""Verify finds whatever was altered, says whom it hurts, and the next backup heals what the volume still holds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from orchestrator.fence import OpenFence
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.damage import check_base, load_damage
+from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
+from orchestrator.repository.manifest import PointRef, open_manifest
+from orchestrator.repository.point import remove
+from orchestrator.repository.vault import Vault
+from orchestrator.repository.verify import verify
+from tests.repository.engine import backup, restore
+
+pytestmark = pytest.mark.quick
+SIZE = 1024
+
+
+def _volume(seed: int, chunks: int = 60) -> bytes:
+    return random.Random(seed).randbytes(chunks * SIZE)
+
+
+async def _names(vault: Vault, prefix: str) -> list[str]:
+    return sorted([info.key async for info in vault.store.list(prefix)])
+
+
+async def _replace(vault: Vault, key: str, data: bytes) -> None:
+    await vault.store.delete(key)
+    await vault.store.put_new(key, data)
+
+
+async def _two_points(vault: Vault) -> tuple[PointRef, bytes, PointRef, bytes]:
+    first = _volume(1, chunks=1100)
+    one = await backup(vault, first, sequence=1, chunk_size=SIZE)
+    second = bytearray(first)
+    for index in (3, 700, 1050):
+        second[index * SIZE : (index + 1) * SIZE] = bytes([index % 251]) * SIZE
+    two = await backup(vault, bytes(second), sequence=2, touched=[3, 700, 1050], base=one, chunk_size=SIZE)
+    return one, first, two, bytes(second)
+
+
+async def test_a_sound_repository_verifies_at_every_depth(vault: Vault) -> None:
+    await _two_points(vault)
+    for depth in ("quick", 0.3, "full"):
+        report = await verify(vault, depth=depth)  # type: ignore[arg-type]
+        assert report.ok, report
+        assert report.points == 2
+    assert report.chunks == 1103
+
+
+async def test_one_flipped_bit_anywhere_is_found_and_hurts_only_who_needs_it(vault: Vault) -> None:
+    one, first, two, second = await _two_points(vault)
+    rng = random.Random(5)
+    keys = [
+        *await _names(vault, vault.names.packs),
+        *await _names(vault, vault.names.maps),
+        *await _names(vault, vault.names.points),
+    ]
+    for round_ in range(40):
+        key = keys[round_ % len(keys)]
+        good = await vault.store.get(key)
+        bit = rng.randrange(len(good) * 8)
+        await _replace(vault, key, good[: bit // 8] + bytes([good[bit // 8] ^ 1 << bit % 8]) + good[bit // 8 + 1 :])
+        report = await verify(vault, depth="full", record=False)
+        assert not report.ok, (key, bit)
+        hurt = {point for finding in report.findings for point in finding.points}
+        for ref, volume in ((one, first), (two, second)):
+            try:
+                assert await restore(vault, ref) == volume
+            except (Damaged, UnsupportedFormat):
+                assert ref.key in hurt, (key, bit)
+            else:
+                assert ref.key not in hurt, (key, bit)
+        await _replace(vault, key, good)
+    assert (await verify(vault, depth="full")).ok
+
+
+@pytest.mark.parametrize("prefix", ["packs", "maps"])
+async def test_missing_truncated_and_swapped_objects_are_found(vault: Vault, prefix: str) -> None:
+    await _two_points(vault)
+    names = await _names(vault, getattr(vault.names, prefix))
+    for key in names:
+        good = await vault.store.get(key)
+        other = await vault.store.get(names[0] if key != names[0] else names[-1])
+        for bad in (None, good[: len(good) // 2], good[:-1], b"", other):
+            await vault.store.delete(key)
+            if bad is not None:
+                await vault.store.put_new(key, bad)
+            quick = await verify(vault, depth="quick", record=False)
+            full = await verify(vault, depth="full", record=False)
+            assert not full.ok, (key, bad and len(bad))
+            if bad is None:
+                assert not quick.ok
+            await _replace(vault, key, good)
+
+
+async def test_a_rolled_back_or_exchanged_manifest_is_found_against_the_digest_kept_outside(vault: Vault) -> None:
+    one, _, two, _ = await _two_points(vault)
+    assert (await verify(vault, points={one.key: one.digest, two.key: two.digest})).ok
+    report = await verify(vault, points={one.key: two.digest})
+    assert [finding.key for finding in report.findings] == [one.key]
+    await vault.store.delete(two.key)
+    report = await verify(vault, points={one.key: one.digest, two.key: two.digest})
+    assert [finding.key for finding in report.findings] == [two.key]
+    await vault.store.put_new(two.key, await vault.store.get(one.key))
+    report = await verify(vault)
+    assert [finding.key for finding in report.findings] == [two.key], "a manifest under another's name doesn't open"
+
+
+async def test_a_damaged_chunk_names_its_points_and_the_next_backup_heals_it(vault: Vault) -> None:
+    one, _, two, second = await _two_points(vault)
+    manifest, _ = await open_manifest(vault, one.key)
+    entry = (await MapReader(vault, manifest.root).lookup([500]))[500]
+    key = vault.names.pack(entry.pack)
+    good = await vault.store.get(key)
+    at = entry.slot * 64 + 5
+    await _replace(vault, key, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    report = await verify(vault, depth="full")
+    (finding,) = report.findings
+    assert set(finding.points) == {one.key, two.key}
+    assert finding.chunks == 2
+    await verify(vault, depth="full")
+    assert len(await _names(vault, vault.names.damaged)) == 1, "known damage is not written down twice"
+    check = await check_base(vault, two)
+    assert (check.usable, check.heal) == (True, ((500, 501),))
+
+    healed = await backup(
+        vault, second, sequence=3, touched=[i for a, b in check.heal for i in range(a, b)], base=two, chunk_size=SIZE
+    )
+    assert await restore(vault, healed) == second
+    assert (await check_base(vault, healed)).heal == ()
+    whole = await backup(vault, second, sequence=4, compare=two, chunk_size=SIZE)
+    assert await restore(vault, whole) == second, "a comparison must not refer to the damaged chunk"
+    with pytest.raises(Damaged):
+        await restore(vault, two)
+    for ref in (one, two):
+        await remove(vault, ref, OpenFence())
+    assert (await verify(vault, depth="full")).ok
+
+
+async def test_a_missing_pack_is_healed_likewise(vault: Vault) -> None:
+    one, _, two, second = await _two_points(vault)
+    manifest, _ = await open_manifest(vault, two.key)
+    entry = (await MapReader(vault, manifest.root).lookup([700]))[700]
+    await vault.store.delete(vault.names.pack(entry.pack))
+    with pytest.raises(ObjectMissing):
+        await restore(vault, two)
+    report = await verify(vault, depth="quick")
+    assert [finding.points for finding in report.findings] == [(two.key,)]
+    check = await check_base(vault, two)
+    assert check.heal == ((3, 4), (700, 701), (1050, 1051))
+    assert (await check_base(vault, one)).heal == ()
+    healed = await backup(vault, second, sequence=3, touched=[3, 700, 1050], base=two, chunk_size=SIZE)
+    assert await restore(vault, healed) == second
+
+
+async def test_a_damaged_leaf_is_healed_and_a_damaged_root_makes_no_base(vault: Vault) -> None:
+    one, first, _, _ = await _two_points(vault)
+    manifest, _ = await open_manifest(vault, one.key)
+    leaf = (await MapReader(vault, manifest.root).node_refs(0, [0]))[0]
+    key = vault.names.map(leaf.object)
+    good = await vault.store.get(key)
+    at = leaf.slot * 64 + 9
+    await _replace(vault, key, good[:at] + b"\0\1\2\3" + good[at + 4 :])
+    report = await verify(vault, depth="quick")
+    assert {point for finding in report.findings for point in finding.points} >= {one.key}
+    check = await check_base(vault, one)
+    assert (check.usable, check.heal) == (True, ((0, 1024),))
+    healed = await backup(vault, first, sequence=3, touched=range(1024), base=one, chunk_size=SIZE)
+    assert await restore(vault, healed) == first
+
+    page = manifest.root.page
+    assert page is not None
+    from orchestrator.repository.page import Ref
+
+    await vault.store.delete(vault.names.map(Ref.of(page).object))
+    check = await check_base(vault, one)
+    assert not check.usable
+    assert "missing" in check.why
+
+
+async def test_a_damage_record_that_can_not_be_read_stops_nobody(vault: Vault) -> None:
+    one, _, _, _ = await _two_points(vault)
+    await vault.store.put_new(vault.names.damaged + "00", b"garbage")
+    index = await load_damage(vault)
+    assert not index
+    assert index.broken
+    assert (await check_base(vault, one)).usable
+
+
+async def test_progress_is_told(vault: Vault) -> None:
+    await _two_points(vault)
+    seen: list[tuple[int, int]] = []
+    await verify(vault, depth="full", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (2, 2)
