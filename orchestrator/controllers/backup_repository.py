@@ -99,26 +99,29 @@ class BackupRepositoryController(Controller[BackupRepository]):
         """Run the slot's Jobs, one namespace after the other; True when each of them ended and is gone."""
         settings, client = self.context.settings, self.context.client
         labels = {LABEL_REPOSITORY_UID: repository.uid, LABEL_MANAGED_BY: MANAGED_BY}
-        done = set(_done_of(repository, slot))
+        done = _done_of(repository, slot)
         for identity in await opened.repository.namespaces():
-            if identity.cluster_id != self.context.cluster_id or identity.uid in done:
+            if identity.cluster_id != self.context.cluster_id:
+                continue
+            name = object_name(f"tm-maintain-{repository.name}", repository.uid, identity.uid, slot.isoformat())
+            if identity.uid in done:
+                if not await jobs.remove(client, name, settings, labels):
+                    return False
                 continue
             vault = await opened.repository.vault(identity)
-            name = object_name(f"tm-maintain-{repository.name}", repository.uid, identity.uid, slot.isoformat())
             seen = await jobs.look(client, self.context.caches, name, settings)
             if seen.state == "missing":
                 config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
                 job = jobs.MoverJob(name=name, task="maintain", config=config, labels=labels)
                 await jobs.ensure(client, job, settings)
                 return False
-            if seen.state in ("pending", "running"):
+            if seen.state not in ("succeeded", "failed"):
                 return False
             if seen.state == "failed":
                 text = seen.message or "see the maintenance Job's log"
                 self.context.recorder.event(repository, "Warning", "MaintenanceFailed", f"{identity.name}: {text}")
-            if not await jobs.remove(client, name, settings, labels):
-                return False
-            await self._note(repository, slot, [*sorted(done), identity.uid])
+            # Noted before the Job goes: a Job that is missing and not noted would be made again.
+            await self._note(repository, slot, [*done, identity.uid])
             return False
         self.context.recorder.event(repository, "Normal", "Maintained", f"Swept {len(done)} namespaces.")
         return True

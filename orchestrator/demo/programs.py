@@ -58,6 +58,12 @@ class Program:
         if self._process is not None and self._process.returncode is not None:
             raise ProgramFailed(self.name, self.log, f"ended with exit code {self._process.returncode}")
 
+    def kill(self) -> None:
+        """End it with SIGKILL, at once."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     async def stop(self) -> int | None:
         """End it with SIGTERM, with SIGKILL when it does not listen; return its exit code."""
         process = self._process

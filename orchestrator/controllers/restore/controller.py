@@ -11,6 +11,7 @@ from orchestrator.api.foreign.core import (
     Job,
     PersistentVolume,
     PersistentVolumeClaim,
+    Secret,
     VolumeAttachment,
 )
 from orchestrator.api.meta import Condition, with_condition
@@ -89,6 +90,8 @@ class RestoreController(Controller[Restore]):
             target = await client.find(PersistentVolumeClaim, status.target_pvc, status.target_namespace)
             found = await jobs.look(client, self.context.caches, name, settings)
             mover = MoverSeen(found.state, found.outcome, found.message)
+            if found.state == "missing" and status.filled and await client.find(Secret, name, settings.namespace):
+                mover = MoverSeen("deleting")  # the Job is gone, the keys are not yet
             if status.filled and not status.saved_volume and prime_volume is not None:
                 attachments, _ = await client.list(VolumeAttachment)
                 attached = any(a.spec.source.persistent_volume_name == prime_volume.name for a in attachments)
