@@ -1,8 +1,8 @@
 """Put a page of ranges on the wire without a Python loop per range.
 
 A response of 4,096 ranges takes the generated messages some 40 ms, which would block every other part of the
-sandbox's loop. The bytes are those of the generated message (a test compares them): field 1 varint, field 2 varint, field 3 a
-length-delimited tuple; zero values are left out.
+sandbox's loop. The bytes are those of the generated message (a test compares them): field 1 varint, field 2 varint, field
+3 a length-delimited tuple; zero values are left out.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 from grpclib import GRPCError
@@ -22,6 +23,7 @@ _REFUSALS = (
     ("cbt-precondition", Status.FAILED_PRECONDITION, True),
 )
 _CUT_SHORTEST = 3
+_CUT_WAIT_S = 5.0
 _EMPTY: Page = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -34,6 +36,17 @@ def refuse(faults: Faults, *, delta: bool) -> None:
     for fault, status, delta_only in _REFUSALS:
         if faults.on(fault) and (delta or not delta_only):
             raise GRPCError(status, f"refused by the sandbox's fault {fault}")
+
+
+async def send(stream: Any, parts: AsyncIterator[Encoded]) -> None:
+    """Send the messages, and cut the connection where they say so (what was sent before still arrives)."""
+    try:
+        async for part in parts:
+            await stream.send_message(part)
+    except CutHere:
+        stream._stream._transport.close()
+        # The lost connection cancels this handler: it never comes to sending a status.
+        await asyncio.sleep(_CUT_WAIT_S)
 
 
 async def messages(answer: Answer, start: int, max_results: int, faults: Faults) -> AsyncIterator[Encoded]:

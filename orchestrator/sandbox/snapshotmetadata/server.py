@@ -2,7 +2,8 @@
 SnapshotMetadataService.
 
 The order of checks and the codes are those of the reference sidecar (cbt-contract 2.2); where that one crashes, this
-answers UNAVAILABLE. A token is sent to the API server's TokenReview and nowhere else; it never reaches a log or an error.
+answers UNAVAILABLE. A token is sent to the API server's TokenReview and nowhere else; it never reaches a log or
+an error.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from orchestrator.sandbox.kinds import (
 )
 from orchestrator.sandbox.objects import Manifest, annotations_of, name, spec, status
 from orchestrator.sandbox.roles import Part, Runnable
-from orchestrator.sandbox.snapshotmetadata.core import Answer, Metadata
+from orchestrator.sandbox.snapshotmetadata.core import Metadata
+from orchestrator.sandbox.snapshotmetadata.driver import DriverSocket
 from orchestrator.sandbox.snapshotmetadata.encoding import Encoded
 from orchestrator.sandbox.snapshotmetadata.listener import Listener
-from orchestrator.sandbox.snapshotmetadata.sabotage import CutHere, messages, refuse
+from orchestrator.sandbox.snapshotmetadata.sabotage import messages, refuse, send
 from orchestrator.sandbox.storage.images import ImageStore
 from orchestrator.sandbox.storage.snapshot_controller import IS_DEFAULT
 from orchestrator.wire.health import (
@@ -198,7 +200,7 @@ class Service:
             handle = await self._gate.check(request, request.snapshot_name, None)
             refuse(self._faults, delta=False)
             answer = await self._metadata.allocated(handle, request.starting_offset, request.max_results)
-            await _send(stream, messages(answer, request.starting_offset, request.max_results, self._faults), answer)
+            await send(stream, messages(answer, request.starting_offset, request.max_results, self._faults))
 
     async def _delta(self, stream: grpclib.server.Stream[GetMetadataDeltaRequest, Encoded]) -> None:
         request = await stream.recv_message()
@@ -209,7 +211,7 @@ class Service:
             answer = await self._metadata.delta(
                 request.base_snapshot_id, handle, request.starting_offset, request.max_results
             )
-            await _send(stream, messages(answer, request.starting_offset, request.max_results, self._faults), answer)
+            await send(stream, messages(answer, request.starting_offset, request.max_results, self._faults))
 
     def _limit(self) -> _Limit:
         return _Limit(self._longest_stream_s)
@@ -231,17 +233,6 @@ class _Limit:
             if self._timeout.expired():
                 raise GRPCError(Status.DEADLINE_EXCEEDED, "the stream took longer than the server allows") from err
             raise
-
-
-async def _send(stream: Any, parts: AsyncIterator[Encoded], answer: Answer) -> None:
-    try:
-        async for part in parts:
-            await stream.send_message(part)
-    except CutHere:
-        log.info("fault cbt-cut-midstream: cutting the connection of a stream over %d bytes", answer.capacity_bytes)
-        stream._stream._transport.close()
-        # The handler ends only when its stream was cancelled with the connection, so that no status is ever sent.
-        await asyncio.sleep(5)
 
 
 class Health(HealthBase):
@@ -279,6 +270,7 @@ class MetadataServer(Part):
         self.faults = faults or Faults(switches)
         self._authority = trustme.CA()
         metadata = Metadata(ImageStore(directory), self.faults, block_bytes=block_bytes, fixed=fixed)
+        self._socket = DriverSocket(directory / "csi.sock", metadata, self.faults)
         service = Service(Gate(api, self.faults), metadata, self.faults, longest_stream_s)
         self.listener = Listener([service, Health()], self._tls(), lambda: not self.faults.on("cbt-down"), port)
         switches.listen(lambda obj, _gone: self.listener.changed() if name(obj) == CONFIG_NAME else None)
@@ -292,9 +284,14 @@ class MetadataServer(Part):
 
     async def setup(self) -> list[Runnable]:
         """Publish the service; return what listens."""
+        await self._socket.open()
         self.listener.reserve()
         ca = base64.b64encode(self._authority.cert_pem.bytes()).decode()
         published = {"address": f"localhost:{self.listener.port}", "audience": AUDIENCE, "caCert": ca}
         await wait_until_served(self.api, METADATA_SERVICE)  # the storage installs the kind, maybe at the same time
         await self.api.ensure(METADATA_SERVICE, {"metadata": {"name": DRIVER}, "spec": published})
         return [self.listener]
+
+    async def teardown(self) -> None:
+        """Close the driver's socket."""
+        await self._socket.close()

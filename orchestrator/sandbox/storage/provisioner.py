@@ -8,6 +8,8 @@ PersistentVolume whose policy is Delete.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,6 +77,7 @@ class Provisioner(Role):
         self._classes = part.mirror(STORAGE_CLASS)
         self._attachments = part.mirror(VOLUME_ATTACHMENT)
         self._events = Recorder(part.api, f"{DRIVER}_sandbox")
+        self.holds = Holds(part)
         self._claims.listen(lambda obj, _gone: self.want(key(obj)))
         self._volumes.listen(lambda obj, _gone: self.want(key(obj)))
         self._attachments.listen(
@@ -159,13 +162,10 @@ class Provisioner(Role):
         _check_mode(claim, content)
         if self._faults.on("clone-error"):
             raise ProvisioningFailed("rpc error: code = Internal desc = the clone failed (fault clone-error)")
-        await self._hold(snapshot, hold=True)
-        try:
+        async with self.holds.hold(snapshot):
             await asyncio.sleep(self._faults.number("clone-slow"))
             origin = self._images.snapshot_path(status(content)["snapshotHandle"])
             return await self._copy(claim, size, origin)
-        finally:
-            await self._hold(snapshot, hold=False)
 
     async def _usable_snapshot(self, claim: Manifest, snapshot_name: str) -> tuple[Manifest, Manifest]:
         try:
@@ -204,17 +204,6 @@ class Provisioner(Role):
             return await asyncio.to_thread(self._images.create_volume, _handle(claim), size, origin)
         except FileNotFoundError as err:
             raise ProvisioningFailed("rpc error: code = NotFound desc = the source does not exist") from err
-
-    async def _hold(self, snapshot: Manifest, *, hold: bool) -> None:
-        """Hold the snapshot while a clone is made from it."""
-        try:
-            live = await self._api.get(SNAPSHOT, name(snapshot), namespace(snapshot))
-        except NotFound:
-            return
-        held = finalizers(live)
-        if hold != (IN_USE_FINALIZER in held) and not (hold and deleting(live)):
-            wanted = [*held, IN_USE_FINALIZER] if hold else without(held, IN_USE_FINALIZER)
-            await self._api.patch(SNAPSHOT, live, {"metadata": {"finalizers": wanted}})
 
     async def _describe(self, claim: Manifest, storage_class: Manifest, path: Path, size: int) -> Manifest:
         mode = spec(claim).get("volumeMode", "Filesystem")
@@ -292,6 +281,47 @@ class Provisioner(Role):
                 await self._api.patch(PERSISTENT_VOLUME, live, {"metadata": {"finalizers": wanted}})
         except NotFound:
             return
+
+
+class Holds(Role):
+    """Hold snapshots by the provisioner's own finalizer while volumes are made from them, and no longer.
+
+    Keys are snapshots. What a killed provisioner left held is let go at the next start.
+    """
+
+    name = "holds"
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self._api = part.api
+        self._snapshots = part.mirror(SNAPSHOT)
+        self._users: dict[str, int] = {}
+        self._snapshots.listen(lambda obj, _gone: self.want(key(obj)))
+
+    @asynccontextmanager
+    async def hold(self, snapshot: Manifest) -> AsyncIterator[None]:
+        """Hold a snapshot for the block. Raises NotFound, Conflict."""
+        self._users[uid(snapshot)] = self._users.get(uid(snapshot), 0) + 1
+        try:
+            live = await self._api.get(SNAPSHOT, name(snapshot), namespace(snapshot))
+            if IN_USE_FINALIZER not in finalizers(live) and not deleting(live):
+                wanted = [*finalizers(live), IN_USE_FINALIZER]
+                self._snapshots.saw(await self._api.patch(SNAPSHOT, live, {"metadata": {"finalizers": wanted}}))
+            yield
+        finally:
+            self._users[uid(snapshot)] -= 1
+            self.want(key(snapshot))
+
+    async def reconcile(self, at: Key) -> float | None:
+        """Let go of a snapshot that no volume is made from now."""
+        snapshot = self._snapshots.at(at)
+        if snapshot is not None and IN_USE_FINALIZER in finalizers(snapshot) and not self._users.get(uid(snapshot)):
+            self._users.pop(uid(snapshot), None)
+            wanted = without(finalizers(snapshot), IN_USE_FINALIZER)
+            changed = await self._api.patch(SNAPSHOT, snapshot, {"metadata": {"finalizers": wanted}})
+            if not deleting(changed):
+                self._snapshots.saw(changed)
+        return None
 
 
 class Resizer(Role):

@@ -53,7 +53,8 @@ class Storage(Part):
         if "protection" in self._wanted:
             made.append(Protection(self))
         if "provisioner" in self._wanted:
-            made.append(Provisioner(self, self.images, self.faults))
+            provisioner = Provisioner(self, self.images, self.faults)
+            made += [provisioner, provisioner.holds]
         if "resizer" in self._wanted:
             made.append(Resizer(self, self.images))
         if "snapshot-controller" in self._wanted:

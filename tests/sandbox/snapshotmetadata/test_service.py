@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 
 import pytest
 import pytest_asyncio
 from grpclib import GRPCError
+from grpclib.client import Channel
 from grpclib.const import Status
 
 from orchestrator.sandbox.cluster import Sandbox
 from orchestrator.sandbox.kinds import SERVICE_ACCOUNT, SNAPSHOT, SNAPSHOT_CLASS
+from orchestrator.wire import csi
 from tests.sandbox.cluster.world import BLOCK, MIB, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -166,3 +169,25 @@ async def test_a_class_that_is_gone_makes_the_call_unavailable(world: World, pai
     await world.api.create(SNAPSHOT_CLASS, {"metadata": marks, **kept})
     assert refused.value.status is Status.UNAVAILABLE
     assert "sandbox" in str(refused.value.message)
+
+
+async def test_the_drivers_own_socket_tells_the_same_and_its_capability(
+    sandbox: Sandbox, world: World, pair: tuple[str, str]
+) -> None:
+    path = sandbox.directory / "data" / "csi.sock"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    channel = Channel(path=str(path))
+    try:
+        [capability] = (await csi.IdentityStub(channel).get_plugin_capabilities()).capabilities
+        assert capability.service is not None
+        assert capability.service.type.value == 4
+        stub = csi.SnapshotMetadataStub(channel)
+        asked = csi.GetMetadataDeltaRequest(base_snapshot_id=pair[0], target_snapshot_id=pair[1])
+        found = [(b.byte_offset, b.size_bytes) async for m in stub.get_metadata_delta(asked) for b in m.block_metadata]
+        assert found == (await world.delta(pair[0], "s2")).ranges
+        with pytest.raises(GRPCError) as refused:
+            async for _ in stub.get_metadata_allocated(csi.GetMetadataAllocatedRequest(snapshot_id="")):
+                pass
+        assert refused.value.status is Status.INVALID_ARGUMENT
+    finally:
+        channel.close()

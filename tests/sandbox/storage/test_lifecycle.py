@@ -307,3 +307,21 @@ async def test_snapshot_faults_delay_and_fail_and_are_over_when_switched_off(san
     assert status(await world.api.get(PERSISTENT_VOLUME_CLAIM, "pending", "default"))["phase"] == "Pending"
     await sandbox.fault("clone-pending", None)
     await world.bound(clone)
+
+
+async def test_a_snapshot_is_held_while_a_clone_is_made_and_what_a_crash_left_held_is_let_go(
+    sandbox: Sandbox, world: World
+) -> None:
+    await world.claim("origin")
+    snapshot = await world.snapshot("origin", "origin")
+    mark = "provisioner.storage.kubernetes.io/volumesnapshot-as-source-protection"
+    await sandbox.fault("clone-slow", "0.5")
+    clone = await world.claim("slow", source=from_snapshot("origin"), wait=False)
+    await world.until(SNAPSHOT, snapshot, lambda s: mark in finalizers(s))
+    await sandbox.fault("clone-slow", None)
+    await world.bound(clone)
+    held = await world.until(SNAPSHOT, snapshot, lambda s: mark not in finalizers(s))
+
+    await world.api.patch(SNAPSHOT, held, {"metadata": {"finalizers": [*finalizers(held), mark]}})
+
+    await world.until(SNAPSHOT, snapshot, lambda s: mark not in finalizers(s))
