@@ -8,6 +8,7 @@ that the cluster or the repository already holds.
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -24,7 +25,10 @@ from orchestrator.observe.state import (
     Source,
     Sources,
     StateCollector,
+    guarded,
 )
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["snapshot", "diff", "copy", "commit", "total"]
 Kind = Literal["volume", "allocated", "changed", "read", "uploaded"]
@@ -40,7 +44,7 @@ class Metrics:
     def __init__(self, sources: Sources | None = None, *, version: str = "") -> None:
         """Register everything in a registry of its own, so that tests and several controllers don't collide."""
         self.registry = CollectorRegistry(auto_describe=True)
-        sources = sources or Sources()
+        sources = guarded(sources or Sources(), self._source_failed)
         self.registry.register(RpoCollector(sources.rpo))
         self.registry.register(StateCollector(sources))
         ProcessCollector(registry=self.registry)
@@ -137,6 +141,12 @@ class Metrics:
             ["task", "result"],
             registry=registry,
         )
+        self.scrape_errors = Counter(
+            "tidemark_scrape_errors",
+            "Scrapes for which a part of this page could not be read from the caches. Is what you see complete?",
+            ["source"],
+            registry=registry,
+        )
         self.loop_lag = Gauge(
             "tidemark_event_loop_lag_seconds",
             "Seconds by which the event loop was late at its last check. Does something block the controller?",
@@ -193,6 +203,10 @@ class Metrics:
     def loop_lagged(self, seconds: float) -> None:
         """Record how late the event loop was."""
         self.loop_lag.set(max(seconds, 0.0))
+
+    def _source_failed(self, source: str, error: Exception) -> None:
+        log.error("the metrics of %s could not be read", source, exc_info=error)
+        self.scrape_errors.labels(source).inc()
 
     def forget_policy(self, namespace: str, policy: str) -> None:
         """Drop the counters of a policy that is gone. Idempotent."""

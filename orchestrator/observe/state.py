@@ -2,13 +2,13 @@
 
 Each source is a function that yields samples from the caches. So a restart starts right, a deleted object's series
 vanish at the next scrape, and nothing has to be remembered or forgotten. A source must be quick (it runs on the event
-loop) and must not raise: one bad object is to be left out by the source, with its reason in that object's condition.
+loop). One that raises loses its own samples only, and is counted: it must not blind the whole page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -98,6 +98,23 @@ class Sources:
     repositories: Source[RepositorySample] = nothing
     movers: Source[MoverSample] = nothing
     queues: Source[QueueSample] = nothing
+
+
+def guarded(sources: Sources, failed: Callable[[str, Exception], None]) -> Sources:
+    """Return sources that tell `failed` of an error, by the source's name, and yield what came before it."""
+
+    def guard(name: str, source: Source[T]) -> Source[T]:
+        def read() -> Iterable[T]:
+            got: list[T] = []
+            try:
+                got.extend(source())
+            except Exception as error:  # noqa: BLE001 - one bad source must not take the others' samples along
+                failed(name, error)
+            return got
+
+        return read
+
+    return Sources(**{each.name: guard(each.name, getattr(sources, each.name)) for each in fields(sources)})
 
 
 class _Gauge:

@@ -35,7 +35,7 @@ SAMPLE = RpoSample(
 LABELS = {"namespace": "shop", "pvc": "data", "policy": "nightly"}
 CLOSED = {
     "namespace", "pvc", "policy", "repository", "driver", "reason", "controller", "phase", "kind", "result", "task",
-    "outcome", "version", "le",
+    "outcome", "version", "le", "source",
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def full() -> Metrics:
     metrics.reconcile_error("backup", "Conflict")
     metrics.mover_ended("backup", "completed")
     metrics.loop_lagged(0.1)
+    metrics.scrape_errors.labels("rpo").inc()
     return metrics
 
 
@@ -124,6 +125,23 @@ def test_labels_come_from_a_closed_set_and_help_asks_a_question() -> None:
             assert set(sample.labels) <= CLOSED, family.name
         if not family.name.endswith("_created"):
             assert "?" in family.documentation or "build" in family.name, family.name
+
+
+def test_a_source_that_breaks_loses_its_own_samples_only_and_is_counted() -> None:
+    """Without this, one bad object would hide every number, also those that would tell of it."""
+
+    def breaks() -> Iterable[RpoSample]:
+        yield SAMPLE
+        raise ValueError("one bad policy")
+
+    metrics = Metrics(Sources(rpo=breaks, snapshots=lambda: [SnapshotSample("csi", 1)]))
+    read = metrics.registry.get_sample_value
+    assert read("tidemark_snapshots_kept", {"driver": "csi"}) == 1.0
+    generate_latest(metrics.registry)
+    assert read("tidemark_rpo_seconds", LABELS) == 90.0
+    errors = read("tidemark_scrape_errors_total", {"source": "rpo"})
+    assert errors is not None
+    assert errors >= 1
 
 
 def test_the_counters_of_a_deleted_policy_go() -> None:
