@@ -161,11 +161,19 @@ class Bed:
         return await asyncio.to_thread(out.read_bytes)
 
     @contextlib.asynccontextmanager
+    async def context(self) -> AsyncIterator[Context]:
+        """Give a context with live caches and nobody at work."""
+        async with self.controller(alone=True):
+            yield self.contexts[-1]
+
+    @contextlib.asynccontextmanager
     async def controller(
         self,
         settings: Settings | None = None,
         sweeper: Callable[[Context], Sweeper] | None = None,
         hook: Callable[[Context], None] = lambda _: None,
+        *,
+        alone: bool = False,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Run the point controller, the slots and perhaps a sweeper; at the end it is cut off where it stands.
 
@@ -176,6 +184,8 @@ class Bed:
         def build(context: Context) -> House:
             hook(context)
             self.contexts.append(context)
+            if alone:
+                return House()
             parts = [Part("slots", Slots(context).run)]
             if sweeper is not None:
                 parts.append(Part("sweeper", sweeper(context).run))

@@ -6,17 +6,18 @@ Each story has a volume of its own, so they are told side by side: most of a sto
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import PersistentVolumeClaim
+from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.volumes.snapshot import original_name
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,7 +31,26 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed
         yield made
 
 
-async def test_points_read_what_changed_and_only_the_newest_snapshot_stays(cluster: Bed) -> None:
+Story = Callable[[Bed], Awaitable[None]]
+STORIES: dict[str, Story] = {}
+
+
+def story(tell: Story) -> Story:
+    """Have the function told side by side with the others; each has its own volume and switches no fault."""
+    STORIES[tell.__name__] = tell
+    return tell
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def told(cluster: Bed) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
+    """All stories, begun at once."""
+    tasks = {name: asyncio.create_task(tell(cluster), name=name) for name, tell in STORIES.items()}
+    yield tasks
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+@story
+async def points_read_what_changed_and_only_the_newest_snapshot_stays(cluster: Bed) -> None:
     claim = await cluster.volume("db")
     await cluster.write("db", b"first" * 100)
     whole = await cluster.completed(claim)
@@ -52,7 +72,8 @@ async def test_points_read_what_changed_and_only_the_newest_snapshot_stays(clust
     assert [p.status.sequence for p in (whole, part, idle)] == [1, 2, 3]
 
     async def dropped() -> bool:
-        return len(await cluster.of(VolumeSnapshot, TENANT)) == 1
+        names = await cluster.of(VolumeSnapshot, TENANT)
+        return not {original_name(whole.uid), original_name(part.uid)} & set(names)
 
     await cluster.eventually(dropped, "older snapshots dropped")
     await cluster.nothing_is_left_of(whole, snapshot=False)
@@ -60,30 +81,8 @@ async def test_points_read_what_changed_and_only_the_newest_snapshot_stays(clust
     await cluster.nothing_is_left_of(idle, snapshot=True)
 
 
-async def test_a_driver_that_serves_no_delta_is_asked_for_what_is_allocated_and_that_is_told(cluster: Bed) -> None:
-    claim = await cluster.volume("ladder")
-    await cluster.write("ladder", b"first" * 100)
-    await cluster.completed(claim)
-    await cluster.sandbox.fault("cbt-base-not-found")
-    try:
-        fallen = await cluster.completed(claim)
-        await cluster.sandbox.fault("cbt-forbidden")
-        deeper = await cluster.completed(claim)
-    finally:
-        await cluster.sandbox.fault("cbt-base-not-found", None)
-        await cluster.sandbox.fault("cbt-forbidden", None)
-    again = await cluster.completed(claim)
-
-    assert (fallen.status.requested_mode, fallen.status.mode) == ("delta", "allocated")
-    assert fallen.status.fallback_reason == fallen.status.reason == "MetadataNotFound"
-    assert (deeper.status.mode, deeper.status.fallback_reason) == ("full", "CBTForbidden")
-    assert deeper.status.bytes is not None
-    assert deeper.status.bytes.read == deeper.status.bytes.volume
-    assert deeper.status.bytes.uploaded < 4096  # an equal chunk is not stored twice, whatever the rung
-    assert (again.status.mode, again.status.fallback_reason) == ("delta", "")
-
-
-async def test_a_point_without_a_repository_is_its_snapshot(cluster: Bed) -> None:
+@story
+async def a_point_without_a_repository_is_its_snapshot(cluster: Bed) -> None:
     claim = await cluster.volume("only")
     first = await cluster.completed(claim, repository=None)
     second = await cluster.completed(claim, repository=None)
@@ -93,32 +92,9 @@ async def test_a_point_without_a_repository_is_its_snapshot(cluster: Bed) -> Non
     await cluster.nothing_is_left_of(second, snapshot=True)
 
 
-async def test_what_cannot_be_done_is_said_and_leaves_nothing(cluster: Bed) -> None:
-    claim = await cluster.volume("bad")
-    unknown = await cluster.ended(await cluster.point(claim, options=VolumeOptions(snapshot_class_name="nope")))
-    nowhere = await cluster.ended(await cluster.point(claim, repository="nowhere"))
-    classless = await cluster.ended(await cluster.point(claim, options=VolumeOptions(clone_class_name="nope")))
-    await cluster.sandbox.fault("snapshot-error")
-    try:
-        late = await cluster.ended(await cluster.point(claim))
-    finally:
-        await cluster.sandbox.fault("snapshot-error", None)
-    ends = (unknown, nowhere, classless, late)
-    assert {p.status.phase for p in ends} == {PointPhase.FAILED}
-    assert [p.status.reason for p in ends] == [
-        "UnknownSnapshotClass",
-        "RepositoryNotFound",
-        "NoCloneClass",
-        "SnapshotTimeout",
-    ]
-    for point in ends:
-        assert point.status.message
-        await cluster.nothing_is_left_of(point, snapshot=False)
-
-
-async def test_a_strangers_object_under_our_name_is_never_adopted(cluster: Bed) -> None:
+@story
+async def a_strangers_object_under_our_name_is_never_adopted(cluster: Bed) -> None:
     claim = await cluster.volume("taken")
-    await cluster.sandbox.fault("snapshot-slow", "1")
     point = await cluster.point(claim)
     name = f"tm-{point.uid}"
     stranger = {
@@ -131,25 +107,20 @@ async def test_a_strangers_object_under_our_name_is_never_adopted(cluster: Bed) 
     }
     await cluster.client.create_raw(PersistentVolumeClaim.RESOURCE, stranger, PersistentVolumeClaim)
     await cluster.write("taken", b"data")
-    await cluster.sandbox.fault("snapshot-slow", None)
     ended = await cluster.ended(point)
     assert (ended.status.phase, ended.status.reason) == (PointPhase.FAILED, "NameTaken")
     kept = await cluster.client.get(PersistentVolumeClaim, name, SYSTEM)
     await cluster.client.delete(PersistentVolumeClaim, name, SYSTEM, uid=kept.uid)
+
+    async def reclaimed() -> bool:
+        return kept.spec.volume_name not in await cluster.of(PersistentVolume)
+
+    await cluster.eventually(reclaimed, "the stranger's own volume went")
     await cluster.nothing_is_left_of(ended, snapshot=False)
 
 
-async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Bed) -> None:
-    claim = await cluster.volume("killed", "16Mi")
-    await cluster.write("killed", bytes(range(256)) * 4096 * 8)
-    await cluster.sandbox.fault("mover-kill", "0.3")
-    point = await cluster.completed(claim, options=VolumeOptions(bandwidth_limit="8Mi"))
-    await cluster.sandbox.fault("mover-kill", None)
-    assert point.status.attempts == 2
-    await cluster.nothing_is_left_of(point, snapshot=True)
-
-
-async def test_a_point_cancelled_or_deleted_in_mid_copy_leaves_nothing(cluster: Bed) -> None:
+@story
+async def a_point_cancelled_or_deleted_in_mid_copy_leaves_nothing(cluster: Bed) -> None:
     claim = await cluster.volume("stopped", "16Mi")
     await cluster.write("stopped", bytes(range(256)) * 4096 * 8)
     slow = VolumeOptions(bandwidth_limit="1Mi")
@@ -178,7 +149,8 @@ async def test_a_point_cancelled_or_deleted_in_mid_copy_leaves_nothing(cluster: 
         await cluster.nothing_is_left_of(point, snapshot=False)
 
 
-async def test_a_tenant_who_deletes_the_snapshot_in_mid_copy_hurts_nothing(cluster: Bed) -> None:
+@story
+async def a_tenant_who_deletes_the_snapshot_in_mid_copy_hurts_nothing(cluster: Bed) -> None:
     claim = await cluster.volume("rough", "8Mi")
     await cluster.write("rough", bytes(range(256)) * 4096 * 4)
     point = await cluster.point(claim, options=VolumeOptions(bandwidth_limit="2Mi"))
@@ -193,7 +165,8 @@ async def test_a_tenant_who_deletes_the_snapshot_in_mid_copy_hurts_nothing(clust
     assert ended.status.phase is PointPhase.COMPLETED
 
 
-async def test_pruning_removes_data_snapshot_and_record_and_nothing_else_does(cluster: Bed) -> None:
+@story
+async def pruning_removes_data_snapshot_and_record_and_nothing_else_does(cluster: Bed) -> None:
     claim = await cluster.volume("pruned")
     await cluster.write("pruned", b"data")
     point = await cluster.completed(claim)
@@ -211,6 +184,71 @@ async def test_pruning_removes_data_snapshot_and_record_and_nothing_else_does(cl
     again = await cluster.completed(claim)
     assert (again.status.mode, again.status.reason) == ("allocated", "NoBase")
     assert again.status.sequence == 2
+
+
+@story
+async def what_cannot_be_done_is_said_and_leaves_nothing(cluster: Bed) -> None:
+    claim = await cluster.volume("bad")
+    unknown = await cluster.point(claim, options=VolumeOptions(snapshot_class_name="nope"))
+    nowhere = await cluster.point(claim, repository="nowhere")
+    classless = await cluster.point(claim, options=VolumeOptions(clone_class_name="nope"))
+    ends = [await cluster.ended(point) for point in (unknown, nowhere, classless)]
+    assert {p.status.phase for p in ends} == {PointPhase.FAILED}
+    assert [p.status.reason for p in ends] == ["UnknownSnapshotClass", "RepositoryNotFound", "NoCloneClass"]
+    for point in ends:
+        assert point.status.message
+        await cluster.nothing_is_left_of(point, snapshot=False)
+
+
+@pytest.mark.parametrize("name", STORIES)
+async def test_story(told: dict[str, asyncio.Task[None]], name: str) -> None:
+    await told[name]
+
+
+async def test_a_driver_that_serves_no_delta_is_asked_for_what_is_allocated_and_that_is_told(cluster: Bed) -> None:
+    claim = await cluster.volume("ladder")
+    await cluster.write("ladder", b"first" * 100)
+    await cluster.completed(claim)
+    await cluster.sandbox.fault("cbt-base-not-found")
+    try:
+        fallen = await cluster.completed(claim)
+        await cluster.sandbox.fault("cbt-forbidden")
+        deeper = await cluster.completed(claim)
+    finally:
+        await cluster.sandbox.fault("cbt-base-not-found", None)
+        await cluster.sandbox.fault("cbt-forbidden", None)
+    again = await cluster.completed(claim)
+
+    assert (fallen.status.requested_mode, fallen.status.mode) == ("delta", "allocated")
+    assert fallen.status.fallback_reason == fallen.status.reason == "MetadataNotFound"
+    assert (deeper.status.mode, deeper.status.fallback_reason) == ("full", "CBTForbidden")
+    assert deeper.status.bytes is not None
+    assert deeper.status.bytes.read == deeper.status.bytes.volume
+    assert deeper.status.bytes.uploaded < 4096  # an equal chunk is not stored twice, whatever the rung
+    assert (again.status.mode, again.status.fallback_reason) == ("delta", "")
+
+
+@pytest.mark.chaos
+async def test_a_snapshot_that_never_becomes_ready_ends_the_point_with_the_drivers_words(cluster: Bed) -> None:
+    claim = await cluster.volume("late")
+    await cluster.sandbox.fault("snapshot-error")
+    try:
+        late = await cluster.ended(await cluster.point(claim))
+    finally:
+        await cluster.sandbox.fault("snapshot-error", None)
+    assert (late.status.phase, late.status.reason) == (PointPhase.FAILED, "SnapshotTimeout")
+    assert "The driver said" in late.status.message
+    await cluster.nothing_is_left_of(late, snapshot=False)
+
+
+async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Bed) -> None:
+    claim = await cluster.volume("killed", "16Mi")
+    await cluster.write("killed", bytes(range(256)) * 4096 * 8)
+    await cluster.sandbox.fault("mover-kill", "0.3")
+    point = await cluster.completed(claim, options=VolumeOptions(bandwidth_limit="8Mi"))
+    await cluster.sandbox.fault("mover-kill", None)
+    assert point.status.attempts == 2
+    await cluster.nothing_is_left_of(point, snapshot=True)
 
 
 async def test_a_status_stays_small(cluster: Bed) -> None:

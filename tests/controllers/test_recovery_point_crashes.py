@@ -107,12 +107,8 @@ async def _final(cluster: Bed, point: RecoveryPoint) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_point_survives_a_controller_that_is_cut_off_twice(cluster: Bed) -> None:
-    await survives(cluster, seed=1, cuts=2, claim_name="crash-1")
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize("seed", range(1, 11))
 async def test_a_point_survives_a_controller_that_is_cut_off_again_and_again(cluster: Bed, seed: int) -> None:
     await survives(cluster, seed=seed, cuts=5, claim_name=f"crash-{seed}")

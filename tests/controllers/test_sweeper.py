@@ -1,0 +1,129 @@
+"""Leftovers go, whatever was lost on the way; kept snapshots, work in flight and repository data stay."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim, StorageClass
+from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
+from orchestrator.api.tidemark.backup_policy import VolumeOptions
+from orchestrator.api.tidemark.fields import LABEL_POINT_UID
+from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.controllers.sweeper import Sweeper
+from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
+    directory: Path = tmp_path_factory.mktemp("sweeps")
+    async with bed(directory) as made:
+        yield made
+
+
+async def sweep(cluster: Bed, grace_s: float = -5.0) -> list[str]:
+    """Sweep until nothing more goes. Creation times are whole seconds, hence a grace below nothing."""
+    async with cluster.context() as context:
+        return await Sweeper(context, grace_s=grace_s).sweep()
+
+
+async def forget(cluster: Bed, point: RecoveryPoint) -> None:
+    """Delete a record by force, its finalizer torn off."""
+    await cluster.client.merge_patch(RecoveryPoint, point.name, TENANT, {"metadata": {"finalizers": None}})
+    await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
+
+
+async def test_what_a_lost_record_leaves_goes_and_work_in_flight_stays(cluster: Bed) -> None:
+    options = VolumeOptions(bandwidth_limit="1Mi")
+    points = []
+    for name in ("lost", "busy"):
+        claim = await cluster.volume(name, "8Mi")
+        await cluster.write(name, bytes(range(256)) * 4096 * 8)
+        points.append(await cluster.point(claim, options=options))
+    lost, busy = points
+    async with cluster.controller():
+
+        async def started() -> bool:
+            found = [await cluster.client.get(RecoveryPoint, p.name, TENANT) for p in points]
+            return all(p.status.phase is PointPhase.COPYING and p.status.attempts == 1 for p in found)
+
+        await cluster.eventually(started, "both movers started")
+    await forget(cluster, lost)
+    young = await sweep(cluster, grace_s=3600)
+    swept = await sweep(cluster)
+    assert young == []
+    assert swept == [lost.uid]
+    await cluster.nothing_is_left_of(lost, snapshot=False)
+    name = f"tm-{busy.uid}"
+    assert name in await cluster.of(PersistentVolumeClaim, SYSTEM)
+    async with cluster.controller():
+        assert (await cluster.ended(busy)).status.phase is PointPhase.COMPLETED
+
+
+async def test_a_deleted_record_takes_its_snapshot_along_and_never_its_data(cluster: Bed) -> None:
+    claims = [await cluster.volume("gone"), await cluster.volume("kept")]
+    async with cluster.controller():
+        gone, kept = [await cluster.completed(claim) for claim in claims]
+    assert gone.status.manifest is not None
+    await cluster.client.delete(RecoveryPoint, gone.name, TENANT, uid=gone.uid)
+    assert await sweep(cluster) == [gone.uid]
+    await cluster.nothing_is_left_of(gone, snapshot=False)
+    await cluster.nothing_is_left_of(kept, snapshot=True)
+    assert await asyncio.to_thread((cluster.directory / "repository" / gone.status.manifest.key).exists)
+
+
+async def test_the_last_copy_of_a_namespace_that_is_gone_is_left_to_people(cluster: Bed) -> None:
+    claim = await cluster.volume("alone")
+    async with cluster.controller():
+        only = await cluster.completed(claim, repository=None)
+    await cluster.client.delete(RecoveryPoint, only.name, TENANT, uid=only.uid)
+    content = (await cluster.client.list(VolumeSnapshotContent, labels=f"{LABEL_POINT_UID}={only.uid}"))[0][0]
+    home = {"metadata": {"annotations": {"tidemark.dev/point": "never-was/alone"}}}
+    await cluster.client.merge_patch(VolumeSnapshotContent, content.name, "", home)
+    assert only.uid not in await sweep(cluster)
+    back = {"metadata": {"annotations": {"tidemark.dev/point": f"{TENANT}/{only.name}"}}}
+    await cluster.client.merge_patch(VolumeSnapshotContent, content.name, "", back)
+    assert only.uid in await sweep(cluster)
+    assert content.name not in await cluster.of(VolumeSnapshotContent)
+    assert only.status.snapshot_name not in await cluster.of(VolumeSnapshot, TENANT)
+
+
+async def test_a_volume_whose_claim_went_behind_our_back_does_not_leak(cluster: Bed) -> None:
+    keeping = {"metadata": {"name": "keeping"}, "provisioner": "sandbox.csi.tidemark.dev", "reclaimPolicy": "Retain"}
+    await cluster.client.create_raw(StorageClass.RESOURCE, keeping, StorageClass)
+    name = f"tm-{uuid.uuid4()}"
+    manifest = {
+        "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "volumeMode": "Block",
+            "storageClassName": "keeping",
+            "resources": {"requests": {"storage": "1Mi"}},
+        },
+    }
+    await cluster.client.create_raw(PersistentVolumeClaim.RESOURCE, manifest, PersistentVolumeClaim)
+
+    async def bound() -> bool:
+        return (await cluster.client.get(PersistentVolumeClaim, name, SYSTEM)).bound
+
+    await cluster.eventually(bound, "the claim bound")
+    claim = await cluster.client.get(PersistentVolumeClaim, name, SYSTEM)
+    await cluster.client.delete(PersistentVolumeClaim, name, SYSTEM, uid=claim.uid)
+
+    async def released() -> bool:
+        return (await cluster.client.get(PersistentVolume, claim.spec.volume_name)).status.phase == "Released"
+
+    await cluster.eventually(released, "the volume released")
+    await sweep(cluster)
+
+    async def gone() -> bool:
+        return claim.spec.volume_name not in await cluster.of(PersistentVolume)
+
+    await cluster.eventually(gone, "the volume went")
