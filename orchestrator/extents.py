@@ -39,6 +39,12 @@ class Extents:
         return int(self.offsets[-1] + self.lengths[-1]) if len(self) else 0
 
 
+_LONG_RUN = 512
+"""Chunks from which on a run is set by itself."""
+_SLICE = 1 << 18
+"""Chunks expanded at once: some 6 MiB of scratch memory."""
+
+
 class ChunkSet:
     """Which chunks of a volume: one bit per chunk, least significant bit first."""
 
@@ -65,25 +71,43 @@ class ChunkSet:
         return -(-self.volume_size // self.chunk_size)
 
     def add(self, extents: Extents) -> None:
-        """Add every chunk that a range touches (rounded outwards). Ranges must lie inside the volume."""
+        """Add every chunk that a range touches (rounded outwards). Ranges must lie inside the volume.
+
+        Costs what is added, wherever it lies: touching ranges are merged first, long runs are set by whole bytes,
+        short ones in slices of bounded memory.
+        """
         if not len(extents):
             return
         import numpy as np
 
         first = extents.offsets // self.chunk_size
         last = (extents.offsets + extents.lengths - 1) // self.chunk_size
-        if int(first[0]) < 0 or int(last.max()) >= self.chunk_count:
+        if int(first[0]) < 0 or int(last[-1]) >= self.chunk_count:
             raise ValueError("a range lies outside the volume")
-        base = int(first[0])
-        marks = np.zeros(int(last.max()) - base + 2, dtype=np.int32)
-        np.add.at(marks, first - base, 1)
-        np.add.at(marks, last - base + 1, -1)
-        lead = base % 8
-        flags = np.concatenate((np.zeros(lead, dtype=bool), np.cumsum(marks[:-1]) > 0))
-        packed = np.packbits(flags, bitorder="little")
-        start = base // 8
+        opens = np.flatnonzero(np.concatenate(([True], first[1:] > last[:-1] + 1)))
+        starts, lengths = first[opens], np.append(last[opens[1:] - 1], last[-1]) - first[opens] + 1
+        long = lengths > _LONG_RUN
+        for start, length in zip(starts[long].tolist(), lengths[long].tolist(), strict=True):
+            self.add_chunks(start, start + length)
+        starts, lengths = starts[~long], lengths[~long]
+        totals = np.cumsum(lengths)
+        done = 0
+        while done < len(starts):
+            before = int(totals[done - 1]) if done else 0
+            stop = max(int(np.searchsorted(totals, before + _SLICE, side="right")), done + 1)
+            self._add_short(starts[done:stop], lengths[done:stop])
+            done = stop
+
+    def _add_short(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        """Set the bits of runs, ascending and apart, by expanding them to single chunks."""
+        import numpy as np
+
+        before = np.cumsum(lengths) - lengths
+        index = np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
+        byte, bit = index >> 3, np.left_shift(1, index & 7).astype(np.uint8)
+        heads = np.flatnonzero(np.concatenate(([True], byte[1:] != byte[:-1])))
         view = np.frombuffer(self._bits, dtype=np.uint8)
-        view[start : start + len(packed)] |= packed
+        view[byte[heads]] |= np.bitwise_or.reduceat(bit, heads)
 
     def add_range(self, offset: int, length: int) -> None:
         """Add every chunk that `[offset, offset + length)` touches, clipped to the volume."""

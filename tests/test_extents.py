@@ -58,3 +58,24 @@ def test_an_empty_16_tib_set_is_walked_at_once() -> None:
     chunks = ChunkSet(16 << 40, 256 << 10)
     chunks.add_chunks(chunks.chunk_count - 1, chunks.chunk_count)
     assert list(chunks.runs()) == [(chunks.chunk_count - 1, chunks.chunk_count)]
+
+
+def test_two_ranges_far_apart_cost_no_memory_in_between() -> None:
+    import tracemalloc
+
+    chunks = ChunkSet(16 << 40, 256 << 10)
+    tracemalloc.start()
+    chunks.add(Extents(np.array([0, (16 << 40) - 1]), np.array([1, 1])))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(chunks.runs()) == [(0, 1), (chunks.chunk_count - 1, chunks.chunk_count)]
+    assert peak < 1 << 20
+
+
+def test_long_runs_and_many_short_ones_are_all_there() -> None:
+    offsets = np.concatenate((np.arange(0, 1 << 20, 3), [2 << 20]))
+    lengths = np.concatenate((np.ones(len(offsets) - 1, dtype=np.int64), [5000]))
+    chunks = ChunkSet(3 << 20, 1)
+    chunks.add(Extents(offsets, lengths))
+    assert len(chunks) == len(offsets) - 1 + 5000
+    assert list(chunks.runs(2 << 20)) == [(2 << 20, (2 << 20) + 5000)]
