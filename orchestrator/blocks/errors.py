@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import ClassVar
 
@@ -26,6 +27,22 @@ class DeviceMissing(Terminal):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__(f"can't open {path}: {os.strerror(cause.errno or 0)}")
+
+
+class DeviceUnavailable(Retryable):
+    """The device is there, and can't be opened at this moment or from this node."""
+
+    reason: ClassVar[str] = "DeviceUnavailable"
+    remedy: ClassVar[str] = "The storage system or the node's connection to it fails; look at its own log."
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__(f"can't open {path}: {os.strerror(cause.errno or 0)}")
+
+
+def open_failed(path: str, cause: OSError) -> DeviceMissing | DeviceUnavailable:
+    """Return the error for an open that failed: the path's fault, or the storage's."""
+    passing = (errno.EIO, errno.ENXIO, errno.EBUSY, errno.EAGAIN, errno.ENODEV, errno.ENOMEM, errno.ETIMEDOUT)
+    return (DeviceUnavailable if cause.errno in passing else DeviceMissing)(path, cause)
 
 
 class NotADevice(Terminal):

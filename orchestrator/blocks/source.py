@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.blocks.errors import DeviceMissing, DeviceReadFailed, DeviceSizeMismatch, NotADevice
+from orchestrator.blocks.errors import DeviceReadFailed, DeviceSizeMismatch, NotADevice, open_failed
 
 BLKGETSIZE64 = 0x80081272
 BLKSSZGET = 0x1268
@@ -57,7 +57,7 @@ class Source:
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DeviceMissing(name, error) from error
+            raise open_failed(name, error) from error
         try:
             size = device_size(fd, name)
             if expected_size is not None and size != expected_size:

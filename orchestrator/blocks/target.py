@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.blocks.errors import DeviceMissing, DeviceWriteFailed, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.errors import DeviceWriteFailed, TargetExists, TargetFull, TargetTooSmall, open_failed
 from orchestrator.blocks.source import device_size
 
 BLKZEROOUT = 0x127F
@@ -50,7 +50,7 @@ class Target:
         except FileExistsError as error:
             raise TargetExists(name) from error
         except OSError as error:
-            raise DeviceMissing(name, error) from error
+            raise open_failed(name, error) from error
         try:
             os.ftruncate(fd, size)
         except OSError as error:
@@ -66,7 +66,7 @@ class Target:
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise DeviceMissing(name, error) from error
+            raise open_failed(name, error) from error
         try:
             size = device_size(fd, name)
             if size < needed:

@@ -16,7 +16,8 @@ import msgspec
 from orchestrator.api.mover import EXIT_OK, EXIT_RETRYABLE, EXIT_TERMINAL, MoverConfig, MoverOutcome, Progress
 from orchestrator.errors import Retryable, TidemarkError
 from orchestrator.mover.arguments import Arguments, parse, read_config
-from orchestrator.mover.report import Reporter, log, set_up_log, write_outcome
+from orchestrator.mover.report import Reporter, log, write_outcome
+from orchestrator.observe.log import redact, setup
 
 STOPPED = MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
 Run = Callable[[MoverConfig, Arguments, Reporter], Awaitable[MoverOutcome]]
@@ -33,13 +34,16 @@ def _stop_early(_number: int, _frame: object) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one mover; return its exit code."""
     arguments = parse(argv)
-    set_up_log()
+    setup()
     reporter = Reporter()
     started = time.monotonic()
     try:
         signal.signal(signal.SIGTERM, _stop_early)
         reporter.tell(Progress(stage="starting"))
-        outcome = asyncio.run(_run(read_config(arguments), arguments, reporter))
+        config = read_config(arguments)
+        for secret in (config.keys, *config.store_options.values()):
+            redact(secret)
+        outcome = asyncio.run(_run(config, arguments, reporter))
     except TidemarkError as error:
         outcome = failed(error)
     except _StoppedEarly:

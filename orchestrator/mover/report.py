@@ -1,14 +1,13 @@
 """What a mover says while it runs and when it ends.
 
 Progress: one JSON line on stdout, the first at once, then at most every 5 s, the last at the end. Result: the
-termination message, at most 1 KiB. Log: JSON lines on stderr. No secret in any of them.
+termination message, at most 1 KiB. Log: JSON lines on stderr, by observe/log. No secret in any of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -20,31 +19,6 @@ import msgspec
 from orchestrator.api.mover import PROGRESS_INTERVAL_S, TERMINATION_LIMIT, MoverOutcome, Progress
 
 log = logging.getLogger("tidemark.mover")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object per record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line; an exception is named by its class and message only."""
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info and record.exc_info[0] is not None and record.levelno >= logging.CRITICAL:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def set_up_log() -> None:
-    """Send everything from INFO on to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
 
 
 class Reporter:

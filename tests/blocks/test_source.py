@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from orchestrator.blocks.errors import DeviceMissing, DeviceReadFailed, DeviceSizeMismatch, NotADevice
+from orchestrator.blocks.errors import (
+    DeviceMissing,
+    DeviceReadFailed,
+    DeviceSizeMismatch,
+    DeviceUnavailable,
+    NotADevice,
+    open_failed,
+)
 from orchestrator.blocks.source import ALIGN, Source, aligned_buffer
 
 pytestmark = pytest.mark.quick
@@ -68,3 +76,12 @@ def test_what_is_allocated_is_found_without_reading_it(tmp_path: Path) -> None:
     # then they cover the data and little else
     assert [offset for offset, _ in ranges] == [0, 512 << 20]
     assert sum(length for _, length in ranges) <= 1 << 20
+
+
+def test_a_device_that_fails_to_open_may_open_for_another_pod() -> None:
+    # given the ways in which opening fails
+    busy = open_failed("/dev/x", OSError(errno.EBUSY, "busy"))
+    gone = open_failed("/dev/x", OSError(errno.ENOENT, "gone"))
+    # then the storage's fault is one to try again, and a wrong path is not
+    assert isinstance(busy, DeviceUnavailable)
+    assert isinstance(gone, DeviceMissing)
