@@ -11,7 +11,9 @@ from importlib.resources import files
 import yaml
 
 from orchestrator.sandbox.api import AlreadyExists, Api, wait_until_served
+from orchestrator.sandbox.faults import CONFIG_NAME, NAMESPACE
 from orchestrator.sandbox.kinds import (
+    CONFIG_MAP,
     CRD,
     CSI_DRIVER,
     DRIVER,
@@ -42,6 +44,7 @@ async def install(api: Api) -> None:
         (STORAGE_CLASS, _storage_class(CLASS, "Immediate", default=True)),
         (STORAGE_CLASS, _storage_class(CLASS_WAITING, "WaitForFirstConsumer", default=False)),
         (SNAPSHOT_CLASS, _snapshot_class()),
+        (CONFIG_MAP, {"metadata": {"name": CONFIG_NAME, "namespace": NAMESPACE}, "data": {}}),
     ):
         try:
             await api.create(resource, body)
