@@ -10,10 +10,13 @@ import pytest
 from orchestrator.blocks.backup import CopyOptions, backup
 from orchestrator.blocks.errors import DeviceSizeMismatch
 from orchestrator.fence import OpenFence
+from orchestrator.repository.damage import check_base
 from orchestrator.repository.errors import ManifestMissing
 from orchestrator.repository.manifest import list_points, open_manifest
 from orchestrator.repository.point import remove
-from tests.blocks.volumes import CHUNK, KIB, Volume, announce, give_back, run, take, vault_at
+from orchestrator.repository.verify import verify
+from tests.blocks.stores import MemoryStore
+from tests.blocks.volumes import CHUNK, KIB, Volume, announce, give_back, run, take, vault_at, vault_on
 
 SIZE = 200 * CHUNK + 4096 + 17
 """The last chunk is short and odd."""
@@ -223,3 +226,25 @@ async def test_a_wrong_digest_from_memory_outside_the_bucket_is_noticed(tmp_path
         await open_manifest(vault, point.ref.key, digest=hashlib.sha256(b"other").hexdigest())
     with pytest.raises(ManifestMissing):
         await open_manifest(vault, point.ref.key + "x")
+
+
+async def test_the_next_backup_heals_what_the_volume_still_holds(tmp_path: Path, volume: Volume) -> None:
+    # given a point with a damaged chunk, found and written down by verify
+    store = MemoryStore()
+    vault = await vault_on(store)
+    full = await take(vault, volume.path)
+    (pack,) = [key for key in store.objects if "/packs/" in key]
+    flipped = bytearray(store.objects[pack])
+    flipped[5000] ^= 1
+    store.objects[pack] = bytes(flipped)
+    report = await verify(vault, depth="full")
+    assert not report.ok
+    # when the next delta reads the damaged chunks besides what changed
+    base = await check_base(vault, full.ref)
+    assert base.usable
+    assert base.heal
+    heal = [(first * CHUNK, min(stop * CHUNK, SIZE) - first * CHUNK) for first, stop in base.heal]
+    healed = await take(vault, volume.path, heal, mode="delta", base=full)
+    # then it comes back whole, having stored just those anew
+    assert healed.stats.chunks_stored == sum(stop - first for first, stop in base.heal)
+    assert await give_back(vault, healed, tmp_path / "back") == volume.sha256()
