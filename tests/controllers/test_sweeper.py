@@ -41,11 +41,11 @@ async def forget(cluster: Bed, point: RecoveryPoint) -> None:
 
 
 async def test_what_a_lost_record_leaves_goes_and_work_in_flight_stays(cluster: Bed) -> None:
-    options = VolumeOptions(bandwidth_limit="1Mi")
+    options = VolumeOptions(bandwidth_limit="4Mi")
     points = []
     for name in ("lost", "busy"):
-        claim = await cluster.volume(name, "8Mi")
-        await cluster.write(name, bytes(range(256)) * 4096 * 8)
+        claim = await cluster.volume(name, "4Mi")
+        await cluster.write(name, bytes(range(256)) * 4096 * 4)
         points.append(await cluster.point(claim, options=options))
     lost, busy = points
     async with cluster.controller():

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
+from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent
 from orchestrator.blocks.plan import add_resized, whole
 from orchestrator.cbt import stream
 from orchestrator.cbt.client import Client, Settings
@@ -37,6 +37,13 @@ class SnapshotObjectGone(RungFailed):
 
     reason = "SnapshotObjectGone"
     remedy = "Somebody deleted the VolumeSnapshot while it was in use; the whole volume is read instead."
+
+
+class SnapshotClassGone(RungFailed):
+    """The snapshot's class was deleted: sidecars look it up at every call, and say UNAVAILABLE for ever (trap T13)."""
+
+    reason = "SnapshotClassGone"
+    remedy = "Make the VolumeSnapshotClass again; snapshots need it for as long as they live."
 
 
 class Memory:
@@ -211,5 +218,12 @@ class _Recheck:
             return False
         if told.snapshot_handle and told.snapshot_handle != work.status.snapshot_handle:
             raise SnapshotGone(f"VolumeSnapshotContent {content.name} holds another snapshot now")
+        await self._check_class(snapshot.spec.volume_snapshot_class_name or "")
         assert snapshot.status is not None
         return bool(snapshot.status.ready_to_use and told.ready_to_use and told.snapshot_handle)
+
+    async def _check_class(self, name: str) -> None:
+        if not name or await self._work.context.client.find(VolumeSnapshotClass, name) is None:
+            raise SnapshotClassGone(
+                self._work.status.driver, self._method, "full", f"there is no VolumeSnapshotClass {name!r}"
+            )

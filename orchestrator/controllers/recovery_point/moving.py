@@ -127,7 +127,7 @@ async def stuck_because(work: Work, seen: JobSeen) -> str:
 
 async def retry_mover(work: Work, attempt: int, reason: str, message: str) -> bool:
     """Note why a mover failed and clear it away; True when the next one may come."""
-    if work.status.attempts < attempt or not _noted(work, message):
+    if work.status.attempts < attempt or not _noted(work, attempt):
         work.meter.mover_ended("backup", "failed")
         await work.write(
             attempts=max(attempt, work.status.attempts),
@@ -137,9 +137,9 @@ async def retry_mover(work: Work, attempt: int, reason: str, message: str) -> bo
     return await jobs.remove(work.context.client, work.name, work.context.settings, work.owner)
 
 
-def _noted(work: Work, message: str) -> bool:
+def _noted(work: Work, attempt: int) -> bool:
     noted = next((c for c in work.status.conditions if c.type == MOVER), None)
-    return noted is not None and noted.status == "False" and noted.message.endswith(message[:200])
+    return noted is not None and noted.status == "False" and noted.message.startswith(f"Attempt {attempt}:")
 
 
 async def release_slot(work: Work, seen: JobSeen) -> bool:

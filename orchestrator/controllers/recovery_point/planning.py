@@ -48,6 +48,13 @@ class VolumeVanished(Terminal):
     remedy = "Earlier points stay; back up the new claim instead."
 
 
+class SizeUnknown(Terminal):
+    """Nobody says how big the volume is; a plan of nothing would look like a good point."""
+
+    reason = "SizeUnknown"
+    remedy = "The driver must report the volume's capacity or the snapshot's restore size."
+
+
 # What to build on
 
 
@@ -92,17 +99,6 @@ async def _choose(
 ) -> tuple[lineage.Choice, dict[str, tuple[PointRef, Manifest]]]:
     status, options = work.status, work.point.spec.options
     assert status.snapshot_time is not None
-    records = {p.status.manifest.key: p for p in seen.siblings if p.status.manifest is not None}
-    keys = set(await list_lineage(vault, lineage_of(status.driver, status.volume_handle)))
-    newest = sorted(keys, key=sequence_of, reverse=True)
-    wanted = newest[:LOOK_BACK]
-    wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
-    found: dict[str, tuple[PointRef, Manifest]] = {}
-    candidates: list[lineage.Candidate] = []
-    for key in wanted:
-        candidate = await _candidate(work, vault, key, records.get(key), found)
-        if candidate is not None:
-            candidates.append(candidate)
     target = lineage.Target(
         time=status.snapshot_time,
         driver=status.driver,
@@ -112,6 +108,19 @@ async def _choose(
         full_every=parse_duration(options.full_every) if options.full_every else None,
         force_full=work.point.spec.full,
     )
+    records = {p.status.manifest.key: p for p in seen.siblings if p.status.manifest is not None}
+    keys = await list_lineage(vault, lineage_of(status.driver, status.volume_handle))
+    newest = sorted(keys, key=sequence_of, reverse=True)
+    wanted = newest[:LOOK_BACK]
+    wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
+    found: dict[str, tuple[PointRef, Manifest]] = {}
+    candidates: list[lineage.Candidate] = []
+    for key in wanted:
+        candidate = await _candidate(work, vault, key, records.get(key), found)
+        if candidate is not None:
+            candidates.append(candidate)
+            if target.full_every is None and not lineage.judge(candidate, target)[0]:
+                break  # a good base: older ones can only be worse
     return lineage.choose_base(candidates, target), found
 
 
@@ -243,6 +252,8 @@ async def _record(work: Work, seen: RecoveryPointSeen) -> PointRecord:
     """Return everything that is known before the copy, and all that is needed to make the claim again."""
     point, status, client = work.point, work.status, work.context.client
     assert status.snapshot_time is not None
+    if status.restore_size <= 0:
+        raise SizeUnknown(f"Neither volume nor snapshot of claim {point.spec.pvc_name} has a size")
     claim = await client.find(RawPersistentVolumeClaim, point.spec.pvc_name, point.namespace)
     if claim is None or claim.uid != point.spec.pvc_uid:
         raise VolumeVanished(f"Claim {point.spec.pvc_name} was deleted while its point was being planned")

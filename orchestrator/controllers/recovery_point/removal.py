@@ -5,14 +5,19 @@ Repository data goes here through `prune_point` and nowhere else in this folder.
 
 from __future__ import annotations
 
+import asyncio
+
 from orchestrator.api.tidemark.recovery_point import RecoveryPoint
 from orchestrator.controllers.base import Context
 from orchestrator.controllers.recovery_point.work import Work
-from orchestrator.errors import Retryable, Terminal
+from orchestrator.errors import Terminal
 from orchestrator.repository.errors import ManifestMissing, PointCancelled
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.point import remove
 from orchestrator.volumes import snapshot, teardown
+
+DROP_TRIES = 10
+DROP_PAUSE_S = 0.3
 
 
 class NotItsManifest(Terminal):
@@ -20,13 +25,6 @@ class NotItsManifest(Terminal):
 
     reason = "NotItsManifest"
     remedy = "Nothing was removed. Somebody wrote this record's status; delete the record."
-
-
-class SnapshotGoing(Retryable):
-    """A physical snapshot is still being destroyed."""
-
-    reason = "SnapshotDeleting"
-    remedy = "It goes on when the driver has deleted it."
 
 
 async def tear_down(work: Work, destroy_snapshot: bool) -> bool:
@@ -66,16 +64,19 @@ async def drop_snapshot(work: Work) -> bool:
 async def prune_point(context: Context, point: RecoveryPoint) -> None:
     """Remove a finished point's data and snapshot, then its record; idempotent.
 
-    Raises SnapshotGoing while the driver still deletes the snapshot, NotItsManifest, and what the repository raises.
+    The record goes even while the driver still deletes the snapshot: by its label the sweeper sees that to its end.
+    Raises NotItsManifest, and what the repository raises; nothing else was touched then.
     """
     context.fence.check()
     work = Work(context, point)
     if point.status.manifest is not None and point.spec.repository is not None:
         await _remove_manifest(work)
-    if point.status.snapshot_name and not await drop_snapshot(work):
-        raise SnapshotGoing(f"The snapshot of {point.namespace}/{point.name} is still being destroyed")
-    client = context.client
-    await client.delete(RecoveryPoint, point.name, point.namespace, uid=point.uid)
+    if point.status.snapshot_name:
+        for _ in range(DROP_TRIES):
+            if await drop_snapshot(work):
+                break
+            await asyncio.sleep(DROP_PAUSE_S)
+    await context.client.delete(RecoveryPoint, point.name, point.namespace, uid=point.uid)
 
 
 async def _remove_manifest(work: Work) -> None:

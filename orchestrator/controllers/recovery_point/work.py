@@ -12,7 +12,14 @@ import msgspec
 
 from orchestrator.api.foreign.core import Namespace
 from orchestrator.api.meta import Condition, with_condition
-from orchestrator.api.tidemark.fields import ANNOTATION_POINT, FINALIZER, LABEL_MANAGED_BY, LABEL_POINT_UID, MANAGED_BY
+from orchestrator.api.tidemark.fields import (
+    ANNOTATION_POINT,
+    FINALIZER,
+    LABEL_MANAGED_BY,
+    LABEL_POINT_UID,
+    LABEL_PVC_UID,
+    MANAGED_BY,
+)
 from orchestrator.api.tidemark.recovery_point import RecoveryPoint, RecoveryPointStatus
 from orchestrator.controllers.base import Context
 from orchestrator.controllers.repositories import OpenedRepository, Repositories, RepositorySlow
@@ -140,9 +147,9 @@ class Work:
         self.context.recorder.event(self.point, type_, reason, message)
 
     async def hold(self) -> None:
-        """Put the finalizer on."""
+        """Put the finalizer on, and the label by which a claim's points are found: a person may have made this one."""
         finalizers = [*self.point.metadata.finalizers, FINALIZER]
-        await self._finalizers(finalizers)
+        await self._finalizers(finalizers, labels={LABEL_PVC_UID: self.point.spec.pvc_uid})
 
     async def release(self) -> None:
         """Take the finalizer off."""
@@ -150,8 +157,9 @@ class Work:
         if len(kept) != len(self.point.metadata.finalizers):
             await self._finalizers(kept)
 
-    async def _finalizers(self, finalizers: list[str]) -> None:
-        body = {"metadata": {"finalizers": finalizers or None, "resourceVersion": self.point.metadata.resource_version}}
+    async def _finalizers(self, finalizers: list[str], **metadata: Any) -> None:
+        version = self.point.metadata.resource_version
+        body = {"metadata": {"finalizers": finalizers or None, "resourceVersion": version, **metadata}}
         client = self.context.client
         self.point = await client.merge_patch(RecoveryPoint, self.point.name, self.point.namespace, body)
         self.context.caches.learn(self.point)
