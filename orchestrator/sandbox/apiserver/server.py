@@ -152,6 +152,15 @@ class ApiServer:
             body["metadata"] = {**old["metadata"], **body["metadata"]}
             self._writer.update(call, body)
 
+    @property
+    def bookmark_every_s(self) -> float:
+        """How often a watch that wants bookmarks gets one; tests shorten it."""
+        return self._handlers.bookmark_every_s
+
+    @bookmark_every_s.setter
+    def bookmark_every_s(self, seconds: float) -> None:
+        self._handlers.bookmark_every_s = seconds
+
     def token_for(self, user: str, groups: Sequence[str] = ()) -> str:
         """Return the bearer token of a static user with these groups."""
         return self._authenticator.static_token(user, groups)

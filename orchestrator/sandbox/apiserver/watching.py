@@ -92,28 +92,29 @@ class Watch:
         return lines
 
     async def _live(self, deadline: float) -> AsyncIterator[bytes]:
-        next_bookmark = time.monotonic() + self._every_s
-        while (left := deadline - time.monotonic()) > 0:
-            if self._overrun:
-                return
-            batch: list[bytes] = []
+        mark = self._next_mark(time.monotonic(), deadline)
+        while (now := time.monotonic()) < deadline and not self._overrun:
             self._arrived.clear()
+            batch: list[bytes] = []
             while self._pending:
                 change = self._pending.popleft()
                 self._rv = change.rv
                 batch += self._translate(change)
-            if self._bookmarks and time.monotonic() >= min(next_bookmark, deadline - 2.0):
+            if now >= mark:
                 self._rv = max(self._rv, self._store.rv)
                 batch.append(self._event("BOOKMARK", self._bookmark(None)))
-                next_bookmark = time.monotonic() + self._every_s
-                self._bookmarks = next_bookmark < deadline - 2.0
+                mark = self._next_mark(now, deadline)
             if batch:
                 yield b"".join(batch)
-                continue
-            wake = min(
-                left, next_bookmark - time.monotonic(), deadline - 2.0 - time.monotonic() if self._bookmarks else left
-            )
-            await self._sleep(max(wake, 0.01))
+            else:
+                await self._sleep(min(deadline, mark) - now)
+
+    def _next_mark(self, now: float, deadline: float) -> float:
+        """Return when the next bookmark is due: regularly, and shortly before the end; never without being asked."""
+        last = deadline - 2.0
+        if not self._bookmarks or now >= last:
+            return float("inf")
+        return min(now + self._every_s, last)
 
     async def _sleep(self, seconds: float) -> None:
         try:
