@@ -17,8 +17,10 @@ SLOT_UNIT = 64
 """A frame starts at a multiple of this many bytes; its number is its slot and its nonce."""
 LEAF_CHUNKS = 1024
 FAN_OUT = 256
-OVERLAY_LIMIT = 12
-"""Changed entries that an inner page keeps for one leaf before the leaf is written anew."""
+OVERLAY_LIMIT = 64
+"""Changed entries that an inner page keeps for one leaf before that leaf is written anew."""
+OVERLAY_MEAN = 11
+"""The same, on the average of the page's leaves: beyond it all of them are written anew, with one joined read."""
 PACK_TARGET = 48 * 1024 * 1024
 MAX_OBJECT = 1 << 30
 """A slot number has 24 bits."""

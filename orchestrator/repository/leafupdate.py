@@ -10,7 +10,7 @@ from orchestrator.repository.layout import LEAF_CHUNKS, ObjectRef
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
 from orchestrator.repository.page import Overlay, Ref
 
-EMPTY, PAGE, OVERLAY = 0, 1, 2
+EMPTY, PAGE, OVERLAY, FRESH = 0, 1, 2, 3
 _HEAD = struct.Struct("<IB")
 _PAGE = struct.Struct("<32sII32s")
 _COUNT = struct.Struct("<H")
@@ -18,7 +18,7 @@ _ENTRY = struct.Struct("<H32s32sII")
 
 
 class LeafUpdate(NamedTuple):
-    """A touched leaf: a new page (`ref`), or nothing at all, or a whole new overlay on the base's leaf."""
+    """A touched leaf: nothing, a new page (`ref`), a new overlay on the base's leaf, or (FRESH) one on no leaf."""
 
     leaf: int
     what: int
@@ -32,7 +32,7 @@ def encode_update(update: LeafUpdate) -> bytes:
     if update.what == PAGE and update.ref is not None:
         ref = update.ref
         return head + _PAGE.pack(ref.object.to_bytes(), ref.slot, ref.length, ref.digest)
-    if update.what == OVERLAY:
+    if update.what in (OVERLAY, FRESH):
         return b"".join((head, _COUNT.pack(len(update.overlay)), *map(_overlay_entry, update.overlay)))
     return head
 
@@ -51,14 +51,14 @@ def decode_updates(tail: bytes) -> Iterator[LeafUpdate]:
         while at < len(tail):
             leaf, what = _HEAD.unpack_from(tail, at)
             at += _HEAD.size
-            if leaf <= last or what > OVERLAY:
+            if leaf <= last or what > FRESH:
                 raise ValueError("leaf updates are malformed")
             last = leaf
             if what == PAGE:
                 raw, slot, length, digest = _PAGE.unpack_from(tail, at)
                 at += _PAGE.size
                 yield LeafUpdate(leaf, what, Ref(ObjectRef.parse(raw), slot, length, digest))
-            elif what == OVERLAY:
+            elif what in (OVERLAY, FRESH):
                 (count,) = _COUNT.unpack_from(tail, at)
                 at += _COUNT.size
                 yield LeafUpdate(leaf, what, None, tuple(_read_overlay(tail, at, count)))

@@ -8,15 +8,16 @@ still shares.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from orchestrator.repository.chunkmap import MapReader, overlaid
-from orchestrator.repository.layout import LEAF_CHUNKS, OVERLAY_LIMIT, ObjectRef
-from orchestrator.repository.leafupdate import EMPTY, OVERLAY, PAGE, LeafUpdate, encode_update
+from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, OVERLAY_LIMIT, OVERLAY_MEAN, ObjectRef
+from orchestrator.repository.leafupdate import EMPTY, FRESH, OVERLAY, PAGE, LeafUpdate, encode_update
 from orchestrator.repository.manifest import PointStats
 from orchestrator.repository.mapobject import MapObjectWriter
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
@@ -26,7 +27,9 @@ from orchestrator.repository.shard import Shard
 from orchestrator.repository.vault import Vault
 
 _PENDING = struct.Struct("<H32sIII")
-FLUSH_LEAVES = 32
+Leaves = set[int]
+Inherited = tuple[Ref | None, Overlay]
+"""A leaf of the base: its page and its overlay."""
 
 
 class ShardBuilder:
@@ -95,11 +98,11 @@ class ShardBuilder:
         self._pending.setdefault(index // LEAF_CHUNKS, bytearray()).extend(packed)
 
     async def flush_below(self, index: int) -> None:
-        """Write the pages of leaves wholly below `index`, if enough are waiting: nothing there may be set any more."""
-        limit = index // LEAF_CHUNKS if index < self._stop else -(-self._stop // LEAF_CHUNKS)
+        """Write the leaves of level-1 pages wholly below `index`, if any wait: nothing there may be set any more."""
+        limit = index // (LEAF_CHUNKS * FAN_OUT) * FAN_OUT if index < self._stop else -(-self._stop // LEAF_CHUNKS)
         with self._lock:
             ready = sorted(leaf for leaf in self._pending if leaf < limit)
-            if len(ready) < FLUSH_LEAVES:
+            if not ready:
                 return
             self._flushed = max(self._flushed, min(limit * LEAF_CHUNKS, self._stop))
         await self._flush(ready)
@@ -130,67 +133,80 @@ class ShardBuilder:
         return leaf if self._first <= leaf * LEAF_CHUNKS < self._stop else None
 
     async def _flush(self, leaves: Sequence[int]) -> None:
-        for start in range(0, len(leaves), FLUSH_LEAVES):
-            some = leaves[start : start + FLUSH_LEAVES]
+        for page, touched in itertools.groupby(leaves, key=lambda leaf: leaf // FAN_OUT):
             with self._lock:
-                pending = {leaf: self._pending.pop(leaf) for leaf in some}
-            old = await self._inherited(some)
-            needed = [
-                ref for leaf in some if (ref := old[leaf][0]) and self._needs_page(leaf, pending[leaf], old[leaf])
-            ]
+                pending = {leaf: self._pending.pop(leaf) for leaf in touched}
+            first = max(page * FAN_OUT, self._first // LEAF_CHUNKS)
+            own = range(first, min((page + 1) * FAN_OUT, -(-self._stop // LEAF_CHUNKS)))
+            old = await self._inherited(own)
+            fold = self._to_fold(pending, old)
+            pending.update({leaf: bytearray() for leaf in fold if leaf not in pending})
+            needed = [ref for leaf in sorted(fold) if (ref := old[leaf][0]) and not self._covered(leaf, pending[leaf])]
             pages = await self._base.leaves(needed) if self._base is not None else {}
-            self._updates.extend(await asyncio.to_thread(self._build, pending, old, pages))
+            self._updates.extend(await asyncio.to_thread(self._build, pending, old, fold, pages))
             await self._writer.put_full()
 
-    async def _inherited(self, leaves: Sequence[int]) -> dict[int, tuple[Ref | None, Overlay]]:
+    async def _inherited(self, leaves: Sequence[int]) -> dict[int, Inherited]:
         if self._base is None:
             return {leaf: (None, []) for leaf in leaves}
         covered = -(-self._base.root.chunk_count // LEAF_CHUNKS)
         found = await self._base.children([leaf for leaf in leaves if leaf < covered])
         return {leaf: found.get(leaf, (None, [])) for leaf in leaves}
 
-    def _needs_page(self, leaf: int, pending: bytearray, old: tuple[Ref | None, Overlay]) -> bool:
-        """Say whether the base's leaf must be read: more changes than an overlay holds, but not every chunk."""
-        if leaf == self._cut_leaf():
-            return True
-        touched = {index for index, *_ in _PENDING.iter_unpack(pending)}
-        limit = min(LEAF_CHUNKS, self._count - leaf * LEAF_CHUNKS)
-        return len(touched | {index for index, _ in old[1]}) > OVERLAY_LIMIT and len(touched) < limit
+    def _to_fold(self, pending: dict[int, bytearray], old: dict[int, Inherited]) -> Leaves:
+        """Choose the leaves of one level-1 page that are written anew.
+
+        Those with many changes; and when the page holds many changes in all, every leaf that has any: they lie
+        together, so that reading them costs one request, and writing them is paid for by the changes since.
+        """
+        sizes = {
+            leaf: len({index for index, _ in overlay} | _indexes(pending.get(leaf, b"")))
+            for leaf, (_, overlay) in old.items()
+        }
+        fold = {leaf for leaf, size in sizes.items() if size > OVERLAY_LIMIT or leaf == self._cut_leaf()}
+        if sum(size for leaf, size in sizes.items() if leaf not in fold) > OVERLAY_MEAN * len(old):
+            fold |= {leaf for leaf, size in sizes.items() if size}
+        return fold
+
+    def _limit(self, leaf: int) -> int:
+        return min(LEAF_CHUNKS, self._count - leaf * LEAF_CHUNKS)
+
+    def _covered(self, leaf: int, pending: bytearray) -> bool:
+        """Say whether every chunk of the leaf was set or cleared: nothing of the base's leaf is left then."""
+        return len(_indexes(pending)) >= self._limit(leaf)
 
     def _build(
-        self,
-        pending: dict[int, bytearray],
-        old: dict[int, tuple[Ref | None, Overlay]],
-        pages: dict[Ref, Leaf],
+        self, pending: dict[int, bytearray], old: dict[int, Inherited], fold: Leaves, pages: dict[Ref, Leaf]
     ) -> list[bytes]:
-        return [
-            encode_update(self._update(leaf, changes, old[leaf], pages)) for leaf, changes in sorted(pending.items())
-        ]
+        updates = []
+        for leaf, changes in sorted(pending.items()):
+            ref, overlay = old[leaf]
+            if self._covered(leaf, changes):
+                ref, overlay = None, []
+            merged = dict(overlay)
+            merged.update(self._entries(changes))
+            page = pages[ref] if ref is not None and leaf in fold else None
+            updates.append(encode_update(self._update(leaf, merged, ref, page, fold=leaf in fold)))
+        return updates
+
+    def _entries(self, pending: bytearray) -> Iterator[tuple[int, Entry | None]]:
+        for index, chunk_id, pack, slot, packed in _PENDING.iter_unpack(pending):
+            length, codec = packed & LENGTH_MASK, packed >> CODEC_SHIFT
+            yield index, Entry(chunk_id, self._packs[pack], slot, length, codec) if packed else None
 
     def _update(
-        self, leaf: int, pending: bytearray, old: tuple[Ref | None, Overlay], pages: dict[Ref, Leaf]
+        self, leaf: int, overlay: dict[int, Entry | None], ref: Ref | None, page: Leaf | None, *, fold: bool
     ) -> LeafUpdate:
-        ref, inherited = old
-        limit = min(LEAF_CHUNKS, self._count - leaf * LEAF_CHUNKS)
-        overlay = dict(inherited)
-        changes = [
-            (
-                index,
-                Entry(chunk_id, self._packs[pack], slot, packed & LENGTH_MASK, packed >> CODEC_SHIFT)
-                if packed
-                else None,
-            )
-            for index, chunk_id, pack, slot, packed in _PENDING.iter_unpack(pending)
-        ]
-        overlay.update(changes)
-        covered = len({index for index, _ in changes}) >= limit
-        page = None if ref is None or covered else pages.get(ref)
-        if ref is not None and not covered and page is None:
+        if ref is not None and not fold:
             return LeafUpdate(leaf, OVERLAY, None, tuple(sorted(overlay.items())))
         entries = overlaid(dict(page.chunks()) if page is not None else {}, sorted(overlay.items()))
-        entries = {index: entry for index, entry in entries.items() if index < limit}
+        entries = {index: entry for index, entry in entries.items() if index < self._limit(leaf)}
         if not entries:
             return LeafUpdate(leaf, EMPTY)
-        if ref is None and len(entries) <= OVERLAY_LIMIT:
-            return LeafUpdate(leaf, OVERLAY, None, tuple(sorted(entries.items())))
+        if not fold:
+            return LeafUpdate(leaf, FRESH, None, tuple(sorted(entries.items())))
         return LeafUpdate(leaf, PAGE, self._writer.add(encode_leaf(entries)))
+
+
+def _indexes(pending: bytes | bytearray) -> set[int]:
+    return {index for index, *_ in _PENDING.iter_unpack(pending)}

@@ -147,7 +147,7 @@ class _Verification:
             self._listed.add(_LISTED.pack(ref.to_bytes(), info.size))
 
     def _leaf(self, _: Ref, leaf: Leaf) -> None:
-        for _, entry in leaf.chunks():
+        for _index, entry in leaf.chunks():
             self._use(entry)
 
     def _inner(self, _: Ref, page: Inner) -> None:

@@ -137,20 +137,43 @@ async def test_a_point_without_changes_has_the_same_root(vault: Vault) -> None:
 
 async def test_unchanged_leaves_are_shared(vault: Vault) -> None:
     root = await _build(vault, 5 * LEAF_CHUNKS, {index: _entry(index) for index in range(5 * LEAF_CHUNKS)}, None)
-    changed = await _build(vault, 5 * LEAF_CHUNKS, {index: _entry(index + 9) for index in range(50)}, root)
+    changed = await _build(vault, 5 * LEAF_CHUNKS, {index: _entry(index + 9) for index in range(70)}, root)
     before = await MapReader(vault, root).node_refs(0, range(5))
     after = await MapReader(vault, changed).node_refs(0, range(5))
     assert {leaf for leaf in range(5) if before[leaf] != after[leaf]} == {0}
 
 
 async def test_nothing_may_be_set_below_what_was_flushed(vault: Vault) -> None:
-    builder = ShardBuilder(vault, INTENT, volume_size=100 * LEAF_CHUNKS * 1024, chunk_size=1024)
-    for leaf in range(60):
+    builder = ShardBuilder(vault, INTENT, volume_size=600 * LEAF_CHUNKS * 1024, chunk_size=1024)
+    for leaf in range(300):
         builder.set(leaf * LEAF_CHUNKS, *_entry(leaf))
-    await builder.flush_below(50 * LEAF_CHUNKS)
+    await builder.flush_below(280 * LEAF_CHUNKS)
     with pytest.raises(ValueError, match="flushed"):
         builder.set(3, *_entry(3))
-    builder.set(50 * LEAF_CHUNKS, *_entry(3))
+    builder.set(256 * LEAF_CHUNKS, *_entry(3))
+
+
+async def test_many_scattered_changes_rewrite_the_leaves_of_a_page_together(vault: Vault) -> None:
+    count = 20 * LEAF_CHUNKS
+    model = {index: _entry(index) for index in range(count)}
+    root = await _build(vault, count, dict(model), None)
+    counting = CountingStore(vault.store)
+    vault = Vault(counting, vault.keys)
+    rng = random.Random(1)
+    folded = 0
+    for step in range(30):
+        counting.requests.clear()
+        before = await MapReader(vault, root).node_refs(0, range(20))
+        changes: Changes = {rng.randrange(count): _entry(step * 100 + n) for n in range(20)}
+        root = await _build(vault, count, changes, root)
+        after = await MapReader(vault, root).node_refs(0, range(20))
+        anew = sum(before[leaf] != after[leaf] for leaf in range(20))
+        assert anew in (0, 20)
+        assert counting.requests["get"] <= 8, "leaves cost no request each"
+        folded += anew > 0
+        model.update({index: entry for index, entry in changes.items() if entry is not None})
+    assert 1 <= folded <= 4
+    assert await _all(vault, root) == model
 
 
 async def test_one_gib_of_scattered_changes_on_16_tib_costs_few_requests_and_bytes() -> None:
