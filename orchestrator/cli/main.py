@@ -6,89 +6,34 @@ something changes, 75 may succeed when tried again, 130 interrupted.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-
+from orchestrator.cli.parts.names import command_help as command_help
+from orchestrator.cli.parts.names import command_names as command_names
 from orchestrator.errors import Retryable, TidemarkError
 
 if TYPE_CHECKING:
-    from typer._click import Command, Context  # typer carries its own copy of click and exports only half of it
+    from orchestrator.cli.parts.lazy import LazyCommands
 
 EXIT_USAGE = 2
 EXIT_TERMINAL = 65
 EXIT_RETRYABLE = 75
 EXIT_INTERRUPTED = 130
-COMPLETION_OPTIONS = {"install_completion", "show_completion"}
-PACKAGE = "orchestrator.cli"
-MOVER_HELP = "Copy blocks between a volume and the repository (what a Job's pod runs)."
-EPILOG = "Start with `tidemark demo`. Every command explains itself with --help."
-
-
-def command_names() -> list[str]:
-    """Return the names of all commands, sorted, without importing any."""
-    here = Path(__file__).parent
-    modules = (info for info in pkgutil.iter_modules([str(here)]) if not info.ispkg and info.name != "main")
-    return sorted(info.name.replace("_", "-") for info in modules)
-
-
-def command_help(name: str) -> str:
-    """Return the first line of a command's docstring, read from its source."""
-    source = Path(__file__).with_name(name.replace("-", "_") + ".py").read_text(encoding="utf-8")
-    text = ast.get_docstring(ast.parse(source)) or ""
-    return text.partition("\n")[0]
-
-
-class LazyCommands(TyperGroup):
-    """The `tidemark` command: lists every command, imports only the one that runs."""
-
-    def list_commands(self, ctx: Context) -> list[str]:
-        """Return every command's name."""
-        return sorted([*command_names(), "mover"])
-
-    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
-        """Return a stand-in with name and help: all that a listing needs."""
-        if cmd_name == "mover":
-            return TyperCommand(cmd_name, help=MOVER_HELP)
-        return TyperCommand(cmd_name, help=command_help(cmd_name)) if cmd_name in command_names() else None
-
-    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
-        """Import the command that runs."""
-        self.commands = {name: TyperCommand(name) for name in self.list_commands(ctx)}  # for "did you mean"
-        name, stand_in, rest = super().resolve_command(ctx, args)
-        if name is None or stand_in is None:
-            return name, stand_in, rest
-        return name, load(name), rest
-
-
-def load(name: str) -> Command:
-    """Import one command and build it under its name."""
-    module = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}")
-    app: typer.Typer = module.app
-    command = typer.main.get_command(app)
-    command.name = name
-    command.params = [option for option in command.params if option.name not in COMPLETION_OPTIONS]
-    return command
+PLAIN = frozenset({"copy"})
+"""Commands that are timed against others: their modules parse the line themselves (`main(arguments, program)`),
+because typer alone takes longer to import than an incremental backup takes to run."""
 
 
 def build() -> LazyCommands:
     """Return the whole command tree."""
-    return LazyCommands(
-        name="tidemark",
-        help="Keep Kubernetes volumes recoverable to a recent point, at the cost of what changed.",
-        epilog=EPILOG,
-        no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode="rich",
-    )
+    from orchestrator.cli.parts.lazy import build as build_tree
+
+    return build_tree()
 
 
 def program_name(argv0: str) -> str:
@@ -104,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"tidemark {version('tidemark')}")
         return 0
     try:
+        if arguments and arguments[0] in PLAIN:
+            module = importlib.import_module(f"orchestrator.cli.{arguments[0]}")
+            module.main(arguments[1:], program_name(sys.argv[0]))
+            return 0
         build().main(args=list(arguments), prog_name=program_name(sys.argv[0]), standalone_mode=True)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -26,13 +26,17 @@ class Busy(Retryable):
     """A passing error."""
 
 
+def commands_loaded() -> set[str]:
+    return {name for name in sys.modules if name.startswith("orchestrator.cli.") and ".parts" not in name}
+
+
 def test_every_command_is_listed_with_its_line_and_none_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = {name for name in sys.modules if name.startswith("orchestrator.cli.")}
+    loaded = commands_loaded()
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     for name in [*cli.command_names(), "mover"]:
         assert name in shown
-    assert {name for name in sys.modules if name.startswith("orchestrator.cli.")} == loaded
+    assert commands_loaded() == loaded
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +103,16 @@ def test_the_mover_is_reached_without_the_command_lines_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: tidemark mover" in done.stdout
+
+
+def test_copy_starts_without_what_takes_longer_than_an_incremental() -> None:
+    script = (
+        "import sys; sys.argv[1:] = ['copy', '--help']; from orchestrator.__main__ import main\n"
+        "print(main(), sorted(set(sys.modules) & {'typer', 'rich', 'pydantic', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "--extents FILE|-" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""Which commands there are, without importing any."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from pathlib import Path
+
+
+def command_names() -> list[str]:
+    """Return the names of all commands, sorted, without importing any."""
+    here = Path(__file__).parents[1]
+    modules = (info for info in pkgutil.iter_modules([str(here)]) if not info.ispkg and info.name != "main")
+    return sorted(info.name.replace("_", "-") for info in modules)
+
+
+def command_help(name: str) -> str:
+    """Return the first line of a command's docstring, read from its source."""
+    source = (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source)) or ""
+    return text.partition("\n")[0]
