@@ -11,6 +11,7 @@ import pytest
 from orchestrator.sandbox.cluster import Sandbox
 from orchestrator.sandbox.kinds import (
     CONFIG_MAP,
+    EVENT,
     JOB,
     NODE,
     POD,
@@ -252,9 +253,10 @@ async def test_a_volume_is_attached_to_one_node_only(world: World) -> None:
     pin = {"nodeSelector": {"kubernetes.io/hostname": nodes[1]}}
     second = await world.job("second", "true", claims={"v": "single"}, pod=pin)
     async with asyncio.timeout(8):
-        while not (await world.pods("second")) or not spec((await world.pods("second"))[0]).get("nodeName"):
+        while not [e for e in (await world.api.list(EVENT, "default"))[0] if "Multi-Attach" in e["message"]]:
             await asyncio.sleep(0.02)
     [pod] = await world.pods("second")
+    assert [spec(a)["nodeName"] for a in (await world.api.list(VOLUME_ATTACHMENT))[0]] == [nodes[0]]
     assert status(pod)["phase"] == "Pending"
 
     await world.api.delete(JOB, first)

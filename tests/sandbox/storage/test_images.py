@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import sqlite3
+import struct
 import threading
 from pathlib import Path
 
@@ -180,3 +182,40 @@ def test_a_database_that_is_written_all_the_time_is_whole_in_every_snapshot(tmp_
         if tables:
             assert held.execute("select count(*) % 200 from t").fetchone() == (0,)
         held.close()
+
+
+def test_a_discarded_block_is_in_the_delta(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    live = store.create_volume("v", SIZE)
+    with live.open("r+b") as file:
+        file.write(b"x" * 12 * BLOCK)
+    store.take_snapshot("s1", "v")
+    with live.open("r+b") as file:
+        punch(file.fileno(), 9 * BLOCK, BLOCK)
+    store.take_snapshot("s2", "v")
+
+    assert covered(compare.changed(store.snapshot_path("s1"), store.snapshot_path("s2"), SIZE, BLOCK)) == {9}
+    assert 9 not in covered(compare.allocated(store.snapshot_path("s2"), SIZE, BLOCK))
+
+
+def test_a_snapshot_waits_for_a_writer_that_holds_a_lock(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    live = store.create_volume("v", 8)
+    half, done = threading.Event(), threading.Event()
+
+    def transaction() -> None:
+        with live.open("r+b", buffering=0) as file:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+            file.write(b"half")
+            half.set()
+            done.wait(0.2)
+            file.write(b"done")
+
+    writer = threading.Thread(target=transaction)
+    writer.start()
+    half.wait()
+    store.take_snapshot("s", "v")
+    done.set()
+    writer.join()
+
+    assert store.snapshot_path("s").read_bytes() == b"halfdone"
