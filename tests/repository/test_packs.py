@@ -137,3 +137,19 @@ def test_a_pack_says_when_a_chunk_does_not_fit(vault: Vault) -> None:
     assert pack.add(0, bytes(32), bytes(3000), 0) is not None
     assert pack.add(1, bytes(32), bytes(3000), 0) is None
     assert pack.count == 1
+
+
+async def test_a_chunk_that_is_not_the_one_named_is_refused_even_if_its_seal_is_good(vault: Vault) -> None:
+    """Who holds the data key can seal anything, but not under a chunk id that a known manifest leads to."""
+    pack = PackBuilder(vault, INTENT, bytearray(1 << 16))
+    wanted = vault.keys.chunk_id(b"what the map names")
+    placed = pack.add(0, wanted, b"something else", 0)
+    assert placed is not None
+    await vault.store.put_new(pack.name, pack.finish())
+    reader = PackReader(vault, SIZE)
+    with pytest.raises(Damaged, match="isn't the one"):
+        await reader.read(Entry(wanted, *placed, 0))
+    with pytest.raises(Damaged):
+        await reader.read(Entry(wanted, *placed, 1))
+    with pytest.raises(Damaged):
+        await reader.read(Entry(wanted, placed.pack, placed.slot, placed.length + 1, 0))
