@@ -40,6 +40,8 @@ from policies import lineage
 
 MOVER = "Mover"
 """Condition: how the mover fares; its last change is when the last try failed."""
+CLONE = "CloneReady"
+"""Condition: what keeps the clone or its pod back."""
 FIRST_RETRY_S = 2.0
 LONGEST_RETRY_S = 120.0
 
@@ -476,7 +478,7 @@ def _mover_failed(seen: RecoveryPointSeen) -> Step:
 def _before_mover(seen: RecoveryPointSeen) -> Step:
     status = seen.point.status
     if status.attempts >= seen.bounds.mover_attempts:
-        return _fail("MoverFailed", f"{status.attempts} movers vanished or failed. Look at the pods' events.")
+        return _given_up(seen)
     if _older_than(seen, status.granted_time, seen.bounds.clone_timeout_s):
         return ReleaseSlot()
     if not seen.rehome_started:
@@ -489,6 +491,17 @@ def _before_mover(seen: RecoveryPointSeen) -> Step:
     if pause > 0:
         return Wait("MoverBackoff", "The next mover starts after a pause.", after_s=pause)
     return StartMover(status.attempts + 1)
+
+
+def _given_up(seen: RecoveryPointSeen) -> Fail:
+    """Fail for the reason that was told last: a clone that never came up, or a mover that failed or vanished."""
+    attempts, told = seen.point.status.attempts, seen.point.status.conditions
+    clone = condition(told, CLONE)
+    if clone is not None and clone.status == "False" and clone.reason == "TimedOut":
+        return _fail("CloneTimeout", f"{attempts} clones did not come up in time. {clone.message}")
+    mover = condition(told, MOVER)
+    said = f" {mover.message}" if mover is not None and mover.status == "False" else " Look at the pods' events."
+    return _fail("MoverFailed", f"{attempts} movers vanished or failed.{said}")
 
 
 def retry_pause_s(seen: RecoveryPointSeen) -> float:

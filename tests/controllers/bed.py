@@ -70,9 +70,9 @@ class Bed:
     async def _bound(self, name: str, namespace: str) -> bool:
         return (await self.client.get(PersistentVolumeClaim, name, namespace)).bound
 
-    async def write(self, claim: str, data: bytes, offset: int = 0) -> None:
+    async def write(self, claim: str, data: bytes, offset: int = 0, namespace: str = TENANT) -> None:
         """Write to the file behind a claim."""
-        path = await self.sandbox.volume_path(claim, TENANT)
+        path = await self.sandbox.volume_path(claim, namespace)
 
         def put() -> None:
             with path.open("r+b") as file:

@@ -6,6 +6,7 @@ Each story has a volume of its own, so they are told side by side: most of a sto
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim
+from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.volumes.snapshot import original_name
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
@@ -254,3 +256,59 @@ async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Be
 async def test_a_status_stays_small(cluster: Bed) -> None:
     for point in (await cluster.client.list(RecoveryPoint))[0]:
         assert len(msgspec.json.encode(point.status)) <= 3072
+
+
+@pytest.mark.chaos
+async def test_a_namespace_can_go_in_mid_copy_with_the_repository_away(cluster: Bed) -> None:
+    home = "doomed"
+    await cluster.client.apply(Namespace, {"metadata": {"name": home}})
+    claim = await cluster.volume("db", "8Mi", namespace=home)
+    await cluster.write("db", bytes(range(256)) * 4096 * 8, namespace=home)
+    good = await cluster.completed(claim)
+    await cluster.write("db", bytes(255) * 4096 * 8, namespace=home)
+    point = await cluster.point(claim, options=VolumeOptions(bandwidth_limit="1Mi"))
+
+    async def copying() -> bool:
+        found = await cluster.client.get(RecoveryPoint, point.name, home)
+        return found.status.phase is PointPhase.COPYING and found.status.attempts == 1
+
+    await cluster.eventually(copying, "the mover started")
+    assert good.status.manifest is not None
+    store, away = cluster.directory / "repository", cluster.directory / "away"
+    await asyncio.to_thread(store.rename, away)
+    try:
+        there = await cluster.client.get(Namespace, home)
+        await cluster.client.delete(Namespace, home, uid=there.uid)
+
+        async def gone() -> bool:
+            return await cluster.client.find(Namespace, home) is None
+
+        await cluster.eventually(gone, "the namespace went")
+    finally:
+        if await asyncio.to_thread(store.exists):
+            await asyncio.to_thread(shutil.rmtree, store)
+        await asyncio.to_thread(away.rename, store)
+    await cluster.nothing_is_left_of(point, snapshot=False)
+    assert await asyncio.to_thread((store / good.status.manifest.key).exists)
+    async with cluster.context() as context:
+        assert await Sweeper(context, grace_s=-5).sweep() == [good.uid]
+    assert await cluster.restored(good) == bytes(range(256)) * 4096 * 8
+
+
+@pytest.mark.chaos
+async def test_a_clone_that_cannot_be_made_says_why_and_goes_on_when_it_can(cluster: Bed) -> None:
+    claim = await cluster.volume("stuck")
+    await cluster.write("stuck", b"data")
+    await cluster.sandbox.fault("clone-error")
+    point = await cluster.point(claim)
+
+    async def back() -> bool:
+        found = await cluster.client.get(RecoveryPoint, point.name, TENANT)
+        told = {c.type: c for c in found.status.conditions}
+        return "CloneReady" in told and told["CloneReady"].status == "False" and ":" in told["CloneReady"].message
+
+    await cluster.eventually(back, "it says why")
+    await cluster.sandbox.fault("clone-error", None)
+    ended = await cluster.ended(point)
+    assert ended.status.phase is PointPhase.COMPLETED
+    await cluster.nothing_is_left_of(ended, snapshot=True)

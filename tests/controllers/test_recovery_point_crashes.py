@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -105,6 +106,22 @@ async def survives(cluster: Bed, seed: int, cuts: int, claim_name: str) -> None:
 async def _final(cluster: Bed, point: RecoveryPoint) -> None:
     while (await cluster.client.get(RecoveryPoint, point.name, TENANT)).status.phase not in FINAL_PHASES:
         await asyncio.sleep(0.1)
+
+
+@pytest.mark.chaos
+async def test_a_clone_that_never_comes_up_gives_its_slot_back_and_ends_the_point(cluster: Bed) -> None:
+    claim = await cluster.volume("stuck")
+    await cluster.write("stuck", b"data")
+    impatient = dataclasses.replace(cluster.settings, clone_timeout_s=2.0, mover_attempts=2)
+    await cluster.sandbox.fault("clone-pending")
+    try:
+        async with cluster.controller(impatient):
+            ended = await cluster.ended(await cluster.point(claim))
+    finally:
+        await cluster.sandbox.fault("clone-pending", None)
+    assert (ended.status.phase, ended.status.reason) == (PointPhase.FAILED, "CloneTimeout")
+    assert "The clone is" in ended.status.message
+    await cluster.nothing_is_left_of(ended, snapshot=False)
 
 
 @pytest.mark.chaos

@@ -12,7 +12,7 @@ from orchestrator.api.tidemark.recovery_point import PointPhase
 from orchestrator.controllers.recovery_point.planning import CLONE_CLASS, NODE_LABEL
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.controllers.repositories import mover_config
-from orchestrator.decisions.recovery_point import MOVER
+from orchestrator.decisions.recovery_point import CLONE, MOVER
 from orchestrator.repository.manifest import PointRecord
 from orchestrator.repository.plan import open_plan
 from orchestrator.volumes import clone, rehome, teardown
@@ -21,7 +21,6 @@ from orchestrator.volumes.job import JobSeen
 
 PROGRESS_S = 10.0
 """Progress is written at most this often (control plane rule 9)."""
-CONDITION_CLONE = "CloneReady"
 
 
 async def record_of(work: Work) -> PointRecord:
@@ -101,7 +100,7 @@ async def follow(work: Work, seen: JobSeen) -> None:
     if progress is not None and progress.total > 0:
         share = min(1.0, progress.done / progress.total)
         changes["progress"] = f"{share * 100:.0f}%"
-    conditions = tuple(c for c in work.conditions(MOVER, "True", "Running") if c.type != CONDITION_CLONE)
+    conditions = tuple(c for c in work.conditions(MOVER, "True", "Running") if c.type != CLONE)
     await work.write(**changes, conditions=conditions)
 
 
@@ -111,7 +110,7 @@ async def _tell_pending(work: Work, seen: JobSeen) -> None:
     # Written when it changes only: the words of an event are counted by the API server, not repeated by us.
     await work.write(
         attempts=max(work.status.attempts, seen.attempt),
-        conditions=work.conditions(CONDITION_CLONE, "False", "Pending", message),
+        conditions=work.conditions(CLONE, "False", "Pending", message),
     )
 
 
@@ -144,15 +143,16 @@ def _noted(work: Work, attempt: int) -> bool:
 
 async def release_slot(work: Work, seen: JobSeen) -> bool:
     """Tear down what did not come up, and wait for a slot again; True when that is done."""
-    message = await stuck_because(work, seen)
-    if not await teardown.remove_transient(work.context.client, work.name, work.context.settings, work.owner):
+    client, settings = work.context.client, work.context.settings
+    found = await clone.look(client, work.context.caches, work.name, settings, work.owner)
+    if found.state in ("pending", "bound", "lost") or not any(c.type == CLONE for c in work.status.conditions):
+        # Said before anything is torn down: afterwards nobody knows why.
+        message = await stuck_because(work, seen)
+        await work.write(conditions=work.conditions(CLONE, "False", "TimedOut", message))
+    if not await teardown.remove_transient(client, work.name, settings, work.owner):
         return False
-    await work.write(
-        phase=PointPhase.WAITING,
-        granted_time=None,
-        attempts=work.status.attempts + 1,
-        progress="",
-        conditions=work.conditions(CONDITION_CLONE, "False", "TimedOut", message),
-    )
-    work.event("Warning", "CloneTimedOut", f"The mover did not start in time, another try follows. {message}"[:1024])
+    told = next(c for c in work.status.conditions if c.type == CLONE)
+    attempts = work.status.attempts + 1
+    await work.write(phase=PointPhase.WAITING, granted_time=None, attempts=attempts, progress="")
+    work.event("Warning", "CloneTimedOut", f"The mover did not start in time. {told.message}"[:1024])
     return True
