@@ -154,9 +154,11 @@ def bare(bench: Bench, number: int) -> dict[str, Any]:
     """Run the bare loop once."""
     out = bench.folder / f"bare-{number}"
     out.mkdir()
+    used = time.process_time()
     seconds = _bare.loop(bench.volume, out, bench.ranges, bench.readers)
+    used = time.process_time() - used
     shutil.rmtree(out)
-    return {"seconds": round(seconds, 4)}
+    return {"seconds": round(seconds, 4), "cpuSeconds": round(used, 4)}
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -187,6 +189,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     figures["processFull"] = bench.process("repository-process", "--create")
     figures["ratios"] = {
         "fullOfBareLoop": round(figures["bareLoop"]["seconds"] / figures["full"]["seconds"], 3),
+        "fullOfBareLoopInCpu": round(figures["bareLoop"]["cpuSeconds"] / figures["full"]["cpuSeconds"], 3),
         "incrementOfFull": round(figures["increment"]["seconds"] / figures["full"]["seconds"], 4),
         "fullBytesPerSecond": int(figures["allocated"] / figures["full"]["seconds"]),
         "restoreBytesPerSecond": int(figures["allocated"] / figures["restore"]["seconds"]),

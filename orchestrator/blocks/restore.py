@@ -26,7 +26,8 @@ from orchestrator.repository.vault import Vault
 
 GROUP_BYTES = 16 << 20
 """Sealed bytes that one thread fetches at once: chunks that lie together in a pack come in one request."""
-GROUP_CHUNKS = 1024
+WINDOW_CHUNKS = 8192
+"""Chunks looked at together when deciding what to fetch together."""
 ZERO_STEP = 1 << 30
 """Bytes forced to zero between two looks at whether to stop."""
 
@@ -92,25 +93,39 @@ class _Writing:
         """Walk the map in order: hand out what to fetch, zero what lies between. Runs in its own thread."""
         batches = self._map.batches()
         cursor = 0
-        group: Group = {}
-        weight = chunks = 0
+        window: list[tuple[int, Entry]] = []
         while (batch := self._crew.call(_next(batches))) is not None:
-            for index, entry in batch:
+            for index, _ in batch:
                 if index > cursor:
                     self._zero(cursor * self._chunk, index * self._chunk)
                 cursor = index + 1
-                if entry not in group:
-                    group[entry] = []
-                    weight += entry.length
-                group[entry].append(index)
-                chunks += 1
-                if weight >= GROUP_BYTES or chunks >= GROUP_CHUNKS:
-                    self._todo.put(group)
-                    group, weight, chunks = {}, 0, 0
-        if group:
-            self._todo.put(group)
+            window += batch
+            if len(window) >= WINDOW_CHUNKS:
+                self._hand_out(window)
+                window = []
+        self._hand_out(window)
         self._todo.close()
         self._zero(min(cursor * self._chunk, self._size), self._target.size)
+
+    def _hand_out(self, window: list[tuple[int, Entry]]) -> None:
+        """Cut a window into groups, pack by pack in the order of its slots: what lies together is fetched together."""
+        where: dict[Entry, list[int]] = {}
+        for index, entry in window:
+            where.setdefault(entry, []).append(index)
+        by_pack: dict[ObjectRef, list[Entry]] = {}
+        for entry in where:
+            by_pack.setdefault(entry.pack, []).append(entry)
+        group: Group = {}
+        weight = 0
+        for entries in by_pack.values():
+            for entry in sorted(entries, key=_slot):
+                group[entry] = where[entry]
+                weight += entry.length
+                if weight >= GROUP_BYTES:
+                    self._todo.put(group)
+                    group, weight = {}, 0
+        if group:
+            self._todo.put(group)
 
     def _zero(self, start: int, end: int) -> None:
         self._tally.done += max(min(end, self._size) - start, 0)
@@ -170,6 +185,10 @@ class _Writer:
                 tally.fetched += sealed.entry.length
                 tally.chunks_read += 1
                 work.put(sealed, group[sealed.entry], tally)
+
+
+def _slot(entry: Entry) -> int:
+    return entry.slot
 
 
 def _consume(items: list[Sealed]) -> Iterator[Sealed]:
