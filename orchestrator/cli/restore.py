@@ -1,4 +1,4 @@
-"""Bring a recovery point back: from a repository alone, without any cluster."""
+"""Bring a recovery point back: into a cluster, or from a repository alone, without any cluster."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts import cluster_restore as inside
+from orchestrator.cli.parts.cluster import KubeConfig, KubeContext, check_output
 from orchestrator.cli.parts.offline import StoreOptions, repository
 from orchestrator.cli.parts.output import progress_bar, size, table, write_json
 
@@ -20,6 +22,7 @@ app = typer.Typer()
 
 @app.command()
 def restore(
+    ctx: typer.Context,
     url: Annotated[
         str | None,
         typer.Option("--repository", metavar="URL", help="file:///path, s3://bucket/prefix, gs:// or az://."),
@@ -27,7 +30,10 @@ def restore(
     key_file: Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="The master key.")] = None,
     list_points: Annotated[bool, typer.Option("--list", help="Show the points that are there.")] = False,
     point: Annotated[
-        str | None, typer.Option(metavar="ID", help="The point: its id, the start of it, or its name.")
+        str | None,
+        typer.Option(
+            metavar="NAME|ID", help="In a cluster its name; in a repository its id, the start of it, or its name."
+        ),
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FILE", help="A new file, or a block device, to write.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Fill a file that exists.")] = False,
@@ -37,18 +43,67 @@ def restore(
     ] = True,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of the whole volume.")] = False,
     expect: Annotated[str | None, typer.Option(metavar="DIGEST", help="The manifest's digest, kept elsewhere.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only points of this namespace.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="The namespace (repository: only its points).")
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="`text` or `json`.")] = "text",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE|-", help="Write all figures there.")] = None,
     writers: Annotated[int, typer.Option(min=1, max=64, help="Threads.")] = 4,
     options: StoreOptions = None,
+    pvc: inside.Claim = None,
+    as_of: inside.AsOfTime = None,
+    backup: inside.WholeBackup = None,
+    repository_point: inside.PointId = None,
+    from_repository: inside.FromRepository = None,
+    to_pvc: inside.ToPvc = None,
+    name_prefix: inside.NamePrefix = "",
+    to_namespace: inside.ToNamespace = None,
+    storage_class: inside.NewClass = None,
+    map_class: inside.ClassMap = None,
+    restore_name: inside.RestoreName = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit code says how it went.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")] = 3600.0,
+    kubeconfig: KubeConfig = None,
+    context: KubeContext = None,
 ) -> None:
-    """Bring a point back into a file or device with nothing but the repository's address and the master key.
+    """Bring a point back: into a new claim of a cluster, or, with nothing but a repository and its key, into a file.
+
+    tidemark restore --pvc database --as-of 2h --to-pvc database-then -n shop --wait
+
+    tidemark restore --backup nightly-20260301 --name-prefix back- -n shop
 
     tidemark restore --repository file:///backups --key-file master.key --list
 
     tidemark restore --repository file:///backups --key-file master.key --point 3f2a --to disk.img
     """
+    check_output(output)
+    if url is None and key_file is None:
+        needs = "it works on a repository itself: give --repository URL and --key-file FILE too"
+        inside.refuse(ctx, inside.ONLY_OFFLINE, needs)
+        wanted_inside = inside.Wanted(
+            namespace=namespace or "default",
+            point=point,
+            pvc=pvc,
+            as_of=as_of,
+            backup=backup,
+            repository_point=repository_point,
+            from_repository=from_repository,
+            to_pvc=to_pvc,
+            name_prefix=name_prefix,
+            to_namespace=to_namespace,
+            storage_class=storage_class,
+            map_class=tuple(map_class or ()),
+            read_back=check,
+            name=restore_name,
+            wait=wait,
+            timeout_s=timeout,
+            output=output,
+            kubeconfig=kubeconfig,
+            context=context,
+        )
+        asyncio.run(inside.run(wanted_inside))
+        return
+    inside.refuse(ctx, inside.ONLY_CLUSTER, "it needs a cluster: leave out --repository and --key-file")
     if url is None or key_file is None:
         raise typer.BadParameter("give both --repository URL and --key-file FILE", param_hint="--repository")
     if list_points:

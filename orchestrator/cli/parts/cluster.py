@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -40,17 +41,10 @@ class EndedBadly(Terminal):
     remedy = ""
 
 
-class WrongOutput(Terminal):
-    """An output format that there isn't."""
-
-    reason = "WrongOutput"
-    remedy = "Use `text` or `json`."
-
-
 def check_output(output: str) -> None:
-    """Raise WrongOutput for anything but text and json."""
+    """Refuse any output format but text and json, as wrong usage."""
     if output not in ("text", "json"):
-        raise WrongOutput(f"There is no output format {output!r}")
+        raise typer.BadParameter(f"there is no output format {output!r}; use text or json", param_hint="--output")
 
 
 @contextlib.asynccontextmanager
@@ -72,36 +66,54 @@ async def wait_for(
     ended: Callable[[T], str | None],
     tell: Callable[[T], str],
 ) -> T:
-    """Wait until `ended(obj)` is "" (well) or says what went wrong; shows `tell(obj)` meanwhile on a terminal.
+    """Wait until `ended(obj)` is "" (well) or says what went wrong; tells `tell(obj)` on stderr meanwhile.
 
-    Raises NotDoneInTime, EndedBadly, NotFound.
+    An API server that does not answer for a while is waited out. Raises NotDoneInTime, EndedBadly.
     """
-    from rich.console import Console
+    from orchestrator.kube.errors import NotFound
 
-    console = Console(stderr=True)
-    shown = console.status("waiting") if console.is_terminal else contextlib.nullcontext()
+    what, said = f"{kind.RESOURCE.kind} {namespace}/{name}", "not looked at yet"
     try:
         async with asyncio.timeout(timeout_s):
-            with shown as status:
+            with _teller() as show:
                 while True:
-                    obj = await client.get(kind, name, namespace)
-                    if status is not None:
-                        status.update(tell(obj))
-                    verdict = ended(obj)
-                    if verdict == "":
-                        return obj
-                    if verdict is not None:
-                        raise EndedBadly(verdict)
+                    try:
+                        obj = await client.get(kind, name, namespace)
+                    except NotFound as error:
+                        raise EndedBadly(f"{what} was deleted while it was waited for") from error
+                    except Retryable as error:
+                        said = str(error)
+                    else:
+                        verdict, said = ended(obj), tell(obj)
+                        if verdict == "":
+                            return obj
+                        if verdict is not None:
+                            raise EndedBadly(verdict)
+                    show(said)
                     await asyncio.sleep(POLL_S)
     except TimeoutError as error:
-        raise NotDoneInTime(
-            f"{kind.RESOURCE.kind} {namespace}/{name} has not ended within {timeout_s:.0f} s"
-        ) from error
+        raise NotDoneInTime(f"{what} has not ended within {timeout_s:.0f} s (last: {said})") from error
 
 
-def manifests(objects: Iterable[K8sObject]) -> list[dict[str, Any]]:
-    """Return objects as JSON-able data."""
-    return [obj.to_manifest() for obj in objects]
+@contextlib.contextmanager
+def _teller() -> Iterator[Callable[[str], None]]:
+    """Give what shows a line of progress: in place on a terminal, elsewhere a line of its own whenever it changes."""
+    if not sys.stderr.isatty():
+        last = ""
+
+        def line(text: str) -> None:
+            nonlocal last
+            if text != last:
+                print(text, file=sys.stderr, flush=True)
+            last = text
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("waiting") as status:
+        yield lambda text: status.update(escape(text))
 
 
 def age(instant: Any, now: Any) -> str:

@@ -29,8 +29,8 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """Return a stand-in with name and help: all that a listing needs."""
         if cmd_name == "mover":
-            return TyperCommand(cmd_name, help=MOVER_HELP)
-        return TyperCommand(cmd_name, help=command_help(cmd_name)) if cmd_name in command_names() else None
+            return TyperCommand(cmd_name, short_help=MOVER_HELP)
+        return TyperCommand(cmd_name, short_help=command_help(cmd_name)) if cmd_name in command_names() else None
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """Import the command that runs."""
@@ -45,6 +45,7 @@ def load(name: str) -> Command:
     """Import one command and build it under its name."""
     module = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}")
     app: typer.Typer = module.app
+    app.rich_markup_mode = None
     command = typer.main.get_command(app)
     command.name = name
     command.params = [option for option in command.params if option.name not in COMPLETION_OPTIONS]
@@ -59,5 +60,5 @@ def build() -> LazyCommands:
         epilog=EPILOG,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
-        rich_markup_mode="rich",
+        rich_markup_mode=None,  # drawing boxes would cost more than all the rest of --help, and no script can read them
     )
