@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim
+from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim, StorageClass
 from orchestrator.api.foreign.snapshot import VolumeSnapshot
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
@@ -186,6 +186,17 @@ async def pruning_removes_data_snapshot_and_record_and_nothing_else_does(cluster
     again = await cluster.completed(claim)
     assert (again.status.mode, again.status.reason) == ("allocated", "NoBase")
     assert again.status.sequence == 2
+
+
+@story
+async def a_clone_class_that_keeps_volumes_leaks_none(cluster: Bed) -> None:
+    keeping = {"metadata": {"name": "keeping"}, "provisioner": "sandbox.csi.tidemark.dev", "reclaimPolicy": "Retain"}
+    await cluster.client.create_raw(StorageClass.RESOURCE, keeping, StorageClass)
+    claim = await cluster.volume("keeper")
+    await cluster.write("keeper", b"data")
+    point = await cluster.completed(claim, options=VolumeOptions(clone_class_name="keeping"))
+    assert point.status.attempts == 1
+    await cluster.nothing_is_left_of(point, snapshot=True)
 
 
 @story
