@@ -191,3 +191,18 @@ def test_the_systems_namespaces_cannot_be_deleted(cluster: Cluster, name: str) -
     answer = cluster.delete(f"/api/v1/namespaces/{name}", dryRun="All")
     assert answer.status == 403
     assert answer.message == f'namespaces "{name}" is forbidden: this namespace may not be deleted'
+
+
+def test_a_jobs_pods_stay_unless_the_delete_says_otherwise(cluster: Cluster, ns: str) -> None:
+    path = f"/apis/batch/v1/namespaces/{ns}/jobs"
+    template = {"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}}
+    for name in ("kept", "swept"):
+        job = cluster.post(path, {"metadata": {"name": name}, "spec": {"template": template}}).ok()
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job["metadata"]["uid"]}
+        _make(cluster, ns, f"child-of-{name}", ownerReferences=[owner])
+    answer = cluster.delete(path + "/kept")
+    assert "child pods are preserved by default" in answer.warnings[0]
+    cluster.delete(path + "/swept", {"propagationPolicy": "Background"}).ok()
+    cluster.eventually(lambda: cluster.get(_maps(ns) + "/child-of-swept").status == 404)
+    cluster.eventually(lambda: cluster.get(path + "/kept").status == 404)
+    assert "ownerReferences" not in cluster.get(_maps(ns) + "/child-of-kept").ok()["metadata"]

@@ -282,3 +282,58 @@ def test_a_new_namespace_is_furnished(cluster: Cluster, ns: str) -> None:
     assert found["metadata"]["labels"] == {"kubernetes.io/metadata.name": ns}
     bundle = cluster.eventually(lambda: cluster.get(MAPS.format(ns) + "/kube-root-ca.crt").body.get("data"))
     assert bundle["ca.crt"].startswith("-----BEGIN CERTIFICATE-----")
+
+
+def test_a_claim_grows_only_where_its_class_allows_it(cluster: Cluster, ns: str) -> None:
+    name, path = f"c-{ns}", f"/api/v1/namespaces/{ns}/persistentvolumeclaims"
+    classes = "/apis/storage.k8s.io/v1/storageclasses"
+    cluster.post(classes, {"metadata": {"name": name}, "provisioner": "p"}).ok()
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": name}
+    cluster.post(path, {"metadata": {"name": "p"}, "spec": spec}).ok()
+    cluster.patch(path + "/p/status", {"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}}).ok()
+    larger = {"spec": {"resources": {"requests": {"storage": "2Gi"}}}}
+    refused = cluster.patch(path + "/p", larger)
+    assert refused.status == 403
+    assert "only dynamically provisioned pvc can be resized" in refused.message
+    cluster.patch(classes + f"/{name}", {"allowVolumeExpansion": True}).ok()
+    grown = cluster.eventually(lambda: (a := cluster.patch(path + "/p", larger)).status == 200 and a.body)
+    assert grown["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    cluster.delete(classes + f"/{name}")
+
+
+def test_what_is_no_quantity_and_no_base64_is_a_bad_request(cluster: Cluster, ns: str) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "big"}}}
+    answer = cluster.post(f"/api/v1/namespaces/{ns}/persistentvolumeclaims", {"metadata": {"name": "p"}, "spec": spec})
+    assert answer.status == 400
+    assert "quantities must match the regular expression" in answer.message
+    answer = cluster.post(f"/api/v1/namespaces/{ns}/secrets", {"metadata": {"name": "s"}, "data": {"a": "!!"}})
+    assert answer.status == 400
+    assert "illegal base64 data at input byte 0" in answer.message
+
+
+def test_what_a_class_and_a_volume_are_cannot_change(cluster: Cluster, ns: str) -> None:
+    name = f"c-{ns}"
+    cluster.post("/apis/storage.k8s.io/v1/storageclasses", {"metadata": {"name": name}, "provisioner": "p"}).ok()
+    answer = cluster.patch(f"/apis/storage.k8s.io/v1/storageclasses/{name}", {"parameters": {"a": "b"}})
+    assert answer.message.endswith('is invalid: parameters: Invalid value: {"a":"b"}: field is immutable')
+    cluster.delete(f"/apis/storage.k8s.io/v1/storageclasses/{name}")
+    spec = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "csi": {"driver": "d", "volumeHandle": "h"},
+    }
+    made = cluster.post("/api/v1/persistentvolumes", {"metadata": {"name": f"v-{ns}"}, "spec": spec}).ok()
+    assert made["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+    answer = cluster.patch(f"/api/v1/persistentvolumes/v-{ns}", {"spec": {"csi": {"volumeHandle": "other"}}})
+    assert answer.status == 422
+    assert "spec.persistentvolumesource is immutable after creation" in answer.message
+    changed = cluster.patch(f"/api/v1/persistentvolumes/v-{ns}", {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+    assert changed.status == 200
+    cluster.patch(f"/api/v1/persistentvolumes/v-{ns}", {"metadata": {"finalizers": None}})
+    cluster.delete(f"/api/v1/persistentvolumes/v-{ns}")
+
+
+def test_warnings_come_with_refusals_too(cluster: Cluster, ns: str) -> None:
+    answer = cluster.post(MAPS.format(ns), {"metadata": {"name": "Bad"}, "dta": {}})
+    assert answer.status == 422
+    assert answer.warnings == ['299 - "unknown field \\"dta\\""']

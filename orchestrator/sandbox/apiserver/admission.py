@@ -41,15 +41,17 @@ def check_type(call: Call, obj: Obj, kind: Kind) -> None:
     obj.setdefault("apiVersion", kind.api_version)
     obj.setdefault("kind", kind.kind)
     version, name = obj["apiVersion"], obj["kind"]
-    if version != kind.api_version and (name == kind.kind or kind.custom):
+    if version == kind.api_version and name == kind.kind:
+        return
+    group, _, short = str(version).rpartition("/")
+    if "apply" in call.content_type:
+        raise bad_request(f"invalid object type: {group}/{short}, Kind={name}")
+    if kind.custom and name == kind.kind:
         raise bad_request(
             f"the API version in the data ({version}) does not match the expected API version ({kind.api_version})"
         )
-    if name != kind.kind:
-        last = str(version).rsplit("/", 1)[-1]
-        raise bad_request(
-            f'{name} in version "{last}" cannot be handled as a {kind.kind}: no kind "{name}" is registered'
-        )
+    why = f'no kind "{name}" is registered for version "{version}"'
+    raise bad_request(f'{name} in version "{short}" cannot be handled as a {kind.kind}: {why}')
 
 
 def check_fields(call: Call, obj: Obj, kind: Kind, duplicates: list[str] | None = None) -> None:

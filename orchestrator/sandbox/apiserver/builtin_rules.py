@@ -10,8 +10,6 @@ from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.registry import Kind
 from orchestrator.sandbox.apiserver.status import Cause, forbidden_field, invalid_value, not_supported, required
 
-_QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?")
-_QUANTITY_TEXT = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 _MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 _KEY = re.compile(r"[-._a-zA-Z0-9]+")
 
@@ -62,28 +60,19 @@ def _config_map(obj: Obj, old: Obj | None) -> list[Cause]:
     return _keys(obj, "data", "binaryData") + _frozen_data(obj, old, "data", "binaryData")
 
 
-def _quantities(values: Obj, path: str) -> list[Cause]:
-    return [
-        invalid_value(f"{path}[{k}]", str(v), _QUANTITY_TEXT)
-        for k, v in values.items()
-        if not _QUANTITY.fullmatch(str(v))
-    ]
-
-
-def _modes(spec: Obj) -> list[Cause]:
+def _modes(spec: Obj, detail: str = "") -> list[Cause]:
     modes = spec.get("accessModes") or []
     if not modes:
-        return [required("spec.accessModes", "at least 1 access mode is required")]
+        return [required("spec.accessModes", detail)]
     return [not_supported("spec.accessModes", m, _MODES) for m in modes if m not in _MODES]
 
 
 def _pvc(obj: Obj, old: Obj | None) -> list[Cause]:
     spec = obj.get("spec") or {}
     requests = (spec.get("resources") or {}).get("requests") or {}
-    causes = _modes(spec)
+    causes = _modes(spec, "at least 1 access mode is required")
     if "storage" not in requests:
         causes.append(required("spec.resources[storage]"))
-    causes += _quantities(requests, "spec.resources")
     if spec.get("volumeMode") not in {"Block", "Filesystem"}:
         causes.append(not_supported("spec.volumeMode", spec.get("volumeMode"), ("Block", "Filesystem")))
     if old is not None and spec != old["spec"]:
@@ -159,9 +148,8 @@ def _pv(obj: Obj, old: Obj | None) -> list[Cause]:
     causes = _modes(spec)
     if not capacity:
         causes.append(required("spec.capacity"))
-    elif set(capacity) != {"storage"}:
-        causes.append(not_supported("spec.capacity", min(capacity), ("storage",)))
-    causes += _quantities(capacity, "spec.capacity")
+    if set(capacity) != {"storage"}:
+        causes.append(not_supported("spec.capacity", capacity or None, ("storage",)))
     sources = [s for s in _SOURCES if spec.get(s)]
     if not sources:
         causes.append(required("spec", "must specify a volume type"))
@@ -184,13 +172,27 @@ def _pv(obj: Obj, old: Obj | None) -> list[Cause]:
 def _storage_class(obj: Obj, old: Obj | None) -> list[Cause]:
     causes = [] if obj.get("provisioner") else [required("provisioner")]
     if old is not None:
-        if (obj.get("parameters") or {}) != (old.get("parameters") or {}):
-            causes.append(forbidden_field("parameters", "updates to parameters are forbidden."))
-        if obj.get("provisioner") != old.get("provisioner"):
-            causes.append(forbidden_field("provisioner", "updates to provisioner are forbidden."))
-        if obj.get("reclaimPolicy") != old.get("reclaimPolicy"):
-            causes.append(forbidden_field("reclaimPolicy", "updates to reclaimPolicy are forbidden."))
-        causes += _immutable("volumeBindingMode", obj.get("volumeBindingMode"), old.get("volumeBindingMode"))
+        for field in ("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"):
+            causes += _immutable(field, obj.get(field), old.get(field))
+    return causes
+
+
+def _attachment(obj: Obj, old: Obj | None) -> list[Cause]:
+    return [] if old is None else _immutable("spec", obj.get("spec"), old.get("spec"))
+
+
+def _role(obj: Obj, old: Obj | None) -> list[Cause]:
+    causes = []
+    for index, rule in enumerate(obj.get("rules") or []):
+        path = f"rules[{index}]"
+        if not rule.get("verbs"):
+            causes.append(required(f"{path}.verbs", "verbs must contain at least one value"))
+        if rule.get("nonResourceURLs"):
+            continue
+        if not rule.get("apiGroups"):
+            causes.append(required(f"{path}.apiGroups", "resource rules must supply at least one api group"))
+        if not rule.get("resources"):
+            causes.append(required(f"{path}.resources", "resource rules must supply at least one resource"))
     return causes
 
 
@@ -319,6 +321,9 @@ _RULES: dict[str, Callable[[Obj, Obj | None], list[Cause]]] = {
     "persistentvolumeclaims": _pvc,
     "persistentvolumes": _pv,
     "storageclasses.storage.k8s.io": _storage_class,
+    "volumeattachments.storage.k8s.io": _attachment,
+    "roles.rbac.authorization.k8s.io": _role,
+    "clusterroles.rbac.authorization.k8s.io": _role,
     "pods": _pod,
     "jobs.batch": _job,
     "deployments.apps": _workload,

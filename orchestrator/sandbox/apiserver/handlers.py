@@ -82,7 +82,7 @@ class Handlers:
                 return await self._resource(request, info, user, accept)
             return self._plain(info, accept)
         except ApiError as error:
-            return bodies.answer(error.status(), Accept(yaml=accept.yaml), error.code)
+            return bodies.answer(error.status(), Accept(yaml=accept.yaml), error.code, error.warnings)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:  # noqa: BLE001 - as the real server does: one broken request must not end the others
@@ -160,12 +160,18 @@ class Handlers:
             call.warn(kind.warning)
         if info.subresource and info.subresource != "status":
             return await self._subresources.handle(request, call, accept)
-        if info.verb not in kind.verbs and not info.subresource:
+        if (info.verb not in kind.verbs and not info.subresource) or (
+            info.verb in {"update", "patch"} and not info.name
+        ):
             raise method_not_allowed()
         action: Callable[[web.BaseRequest, Call, Accept], Awaitable[web.StreamResponse]] = getattr(
             self, f"_{info.verb}", self._refuse
         )
-        return await action(request, call, accept)
+        try:
+            return await action(request, call, accept)
+        except ApiError as error:
+            error.warnings = tuple(call.warnings)
+            raise
 
     async def _refuse(self, request: web.BaseRequest, call: Call, accept: Accept) -> web.StreamResponse:
         raise method_not_allowed()

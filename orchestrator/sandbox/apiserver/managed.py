@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from orchestrator.sandbox.apiserver import fieldset
 from orchestrator.sandbox.apiserver.calls import Call
@@ -32,6 +32,9 @@ _GIVEN = {
     ("f:roleRef",),
     ("f:spec", "f:resources"),
     ("f:spec", "f:names"),
+    ("f:spec", "f:drivers"),
+    ("f:spec", "f:source"),
+    ("f:spec", "f:strategy"),
     ("f:involvedObject",),
     ("f:source",),
     ("f:regarding",),
@@ -100,8 +103,8 @@ def _entry(manager: str, operation: str, call: Call, fields: FieldSet) -> Entry:
 class Managers:
     """Keep `metadata.managedFields` of written objects; all methods change only the new object's metadata."""
 
-    def record(self, call: Call, new: Obj, old: Obj | None, manager: str) -> None:
-        """Make the manager own what an ordinary write changed, and take it from the others."""
+    def record(self, call: Call, new: Obj, old: Obj | None, manager: str, hidden: Collection[Path] = ()) -> None:
+        """Make the manager own what an ordinary write changed (but for `hidden` parts), and take it from the others."""
         kind = call.kind
         entries = _read(old) if old is not None else []
         if old is not None and metadata(new).get("managedFields") in ([], [{}]):
@@ -109,7 +112,8 @@ class Managers:
             return
         before = old if old is not None else {"apiVersion": new["apiVersion"], "kind": new["kind"], "metadata": {}}
         diff = Difference(_bare(before), _bare(new), kind.schema)
-        changed = _owned(diff.added | diff.modified, kind)
+        seen = {p for p in diff.added | diff.modified if not any(p[: len(h)] == h for h in hidden)}
+        changed = _owned(seen, kind)
         removed = set(diff.removed)
         if not changed and not removed:
             _save(new, entries)

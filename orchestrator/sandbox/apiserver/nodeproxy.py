@@ -42,7 +42,7 @@ class NodeProxy:
         container = self._container(call, pod)
         node = pod["spec"].get("nodeName")
         if not node:
-            return web.Response(body=b"", content_type="text/plain")
+            return web.Response(status=204)
         base, token = self._node(node)
         url = f"{base}/containerLogs/{call.namespace}/{call.name}/{container}"
         query = {k: call.info.query[k] for k in _QUERY if k in call.info.query}

@@ -6,6 +6,7 @@ merge, server-side apply, `kubectl explain`. A node is compiled once per kind an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -246,8 +247,12 @@ _JSON_TYPES: dict[type, str] = {
 
 def check_types(value: Any, node: Node, struct: str = "", path: str = "") -> str:
     """Return what Go's decoder says about the first value of a wrong type in a builtin object; "" if all are right."""
+    if node.name == "Quantity" and isinstance(value, str) and not is_quantity(value):
+        return "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
     if value is None or node.opaque or node.int_or_string or node.name in {"Quantity", "Duration"}:
         return ""
+    if node.format == "byte" and isinstance(value, str) and (at := _broken_base64(value)) is not None:
+        return f"illegal base64 data at input byte {at}"
     found = _JSON_TYPES[type(value)]
     wanted = "object" if node.is_object else node.type
     expected = {"array": "array", "object": "object", "string": "string", "boolean": "bool"}.get(wanted, "number")
@@ -265,6 +270,23 @@ def check_types(value: Any, node: Node, struct: str = "", path: str = "") -> str
             if problem := check_types(item, node.items, struct, path):
                 return problem
     return ""
+
+
+_QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]*")
+
+
+def is_quantity(text: str) -> bool:
+    return _QUANTITY.fullmatch(text) is not None
+
+
+def _broken_base64(text: str) -> int | None:
+    """Return where a base64 text stops being one; None when it is whole."""
+    found = _BASE64.match(text)
+    end = found.end() if found else 0
+    if end < len(text.rstrip("=")):
+        return end
+    return None if len(text.replace("\n", "").replace("\r", "")) % 4 == 0 else len(text)
 
 
 def _go_type(node: Node) -> str:

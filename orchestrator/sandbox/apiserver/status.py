@@ -30,6 +30,7 @@ class ApiError(Exception):
     def __init__(self, code: int, reason: str, message: str, details: Obj | None = None) -> None:
         super().__init__(message)
         self.code, self.reason, self.message, self.details = code, reason, message, details
+        self.warnings: tuple[str, ...] = ()
 
     def status(self) -> Obj:
         """Return the Status object for the response body (and for ERROR watch events)."""

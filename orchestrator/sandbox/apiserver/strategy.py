@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.sandbox.apiserver import names
-from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, time_text, uid_of
+from orchestrator.sandbox.apiserver.objects import Obj, clone, metadata, now_text, time_text, uid_of
 from orchestrator.sandbox.apiserver.registry import Kind
 
 #: Kinds whose spec changes count in metadata.generation.
@@ -54,6 +54,18 @@ CREATE_ON_UPDATE = {
     "rolebindings.rbac.authorization.k8s.io", "clusterrolebindings.rbac.authorization.k8s.io",
     "leases.coordination.k8s.io", "limitranges", "events", "services", "endpoints",
 }  # fmt: skip
+#: Kinds whose dependents stay when a delete does not say otherwise (kept so for old clients).
+ORPHANS_BY_DEFAULT = {"jobs.batch"}
+#: What the server itself sets after the fields' owners are noted: nobody owns it unless it was sent.
+UNOWNED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "namespaces": (("spec", "finalizers"),),
+    "persistentvolumeclaims": (("spec", "dataSourceRef"), ("spec", "dataSource")),
+    "pods": tuple(
+        ("spec", n) for n in ("preemptionPolicy", "priority", "serviceAccount", "serviceAccountName", "tolerations")
+    ),
+    "jobs.batch": (("spec", "selector"), ("spec", "template", "metadata")),
+    "services": tuple(("spec", n) for n in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy")),
+}
 #: Namespaces that cannot be deleted.
 IMMORTAL = {"default", "kube-system", "kube-public"}
 
@@ -119,11 +131,15 @@ def _pvc(obj: Obj) -> None:
 
 def _pv(obj: Obj) -> None:
     _default(_section(obj, "spec"), persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
-    _default(_section(obj, "status"), phase="Pending")
+    _default(_section(obj, "status"), phase="Pending", lastPhaseTransitionTime=now_text())
 
 
 def _storage_class(obj: Obj) -> None:
     _default(obj, reclaimPolicy="Delete", volumeBindingMode="Immediate")
+
+
+def _attachment(obj: Obj) -> None:
+    _default(_section(obj, "status"), attached=False)
 
 
 def _csi_driver(obj: Obj) -> None:
@@ -143,9 +159,6 @@ def _container(container: Obj) -> None:
         terminationMessagePath="/dev/termination-log", terminationMessagePolicy="File", resources={},
         imagePullPolicy="Always" if latest else "IfNotPresent",
     )  # fmt: skip
-    resources = container["resources"]
-    for key, value in (resources.get("limits") or {}).items():
-        _default(_section(resources, "requests"), **{key: value})
     for port in container.get("ports") or []:
         _default(port, protocol="TCP")
     for variable in container.get("env") or []:
@@ -192,6 +205,9 @@ def _volume(volume: Obj) -> None:
 def _pod(obj: Obj) -> None:
     spec = _section(obj, "spec")
     pod_spec(spec)
+    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        for key, value in (container["resources"].get("limits") or {}).items():
+            _default(_section(container["resources"], "requests"), **{key: value})
     _default(
         spec, enableServiceLinks=True, serviceAccountName="default", preemptionPolicy="PreemptLowerPriority", priority=0
     )
@@ -303,6 +319,8 @@ def _crd(obj: Obj) -> None:
     wanted = _section(spec, "names")
     _default(wanted, singular=str(wanted.get("kind", "")).lower(), listKind=f"{wanted.get('kind', '')}List")
     _default(spec, conversion={"strategy": "None"})
+    stored = [v.get("name") for v in spec.get("versions") or [] if v.get("storage")]
+    _default(_section(obj, "status"), acceptedNames={"plural": "", "kind": ""}, storedVersions=stored)
 
 
 def _event(obj: Obj) -> None:
@@ -317,6 +335,7 @@ _DEFAULTS: dict[str, Callable[[Obj], None]] = {
     "persistentvolumes": _pv,
     "storageclasses.storage.k8s.io": _storage_class,
     "csidrivers.storage.k8s.io": _csi_driver,
+    "volumeattachments.storage.k8s.io": _attachment,
     "pods": _pod,
     "jobs.batch": _job,
     "cronjobs.batch": _cron_job,
@@ -337,6 +356,18 @@ def set_builtin_defaults(kind: Kind, obj: Obj) -> None:
     fill = _DEFAULTS.get(kind.storage)
     if fill is not None and not kind.custom:
         fill(obj)
+
+
+def unowned(kind: Kind, sent: Obj) -> set[tuple[str, ...]]:
+    """Return the field prefixes of a new object that its creator does not own, as managed fields write them."""
+    hidden: set[tuple[str, ...]] = {("f:status",)} if kind.has("status") and not kind.custom else set()
+    for path in UNOWNED.get(kind.storage, ()):
+        found: Any = sent
+        for step in path:
+            found = found.get(step) if isinstance(found, dict) else None
+        if found is None:
+            hidden.add(tuple(f"f:{step}" for step in path))
+    return hidden
 
 
 def reset_status(kind: Kind, obj: Obj) -> None:

@@ -22,6 +22,7 @@ from orchestrator.sandbox.apiserver.status import (
     forbidden,
     invalid,
     not_found,
+    not_supported,
     required,
 )
 from orchestrator.sandbox.apiserver.store import Store
@@ -57,6 +58,7 @@ class Writer:
         strategy.reset_status(kind, body)
         admission.stamp_new(kind, body)
         stored_kind = self.stored_kind(kind)
+        hidden = strategy.unowned(kind, body)
         obj = to_stored(body, kind, stored_kind)
         admission.check_namespace(self._store, call, name_of(obj))
         admission.fill_in(stored_kind, obj)
@@ -65,7 +67,7 @@ class Writer:
         if self._store.get(kind.storage, namespace_of(obj), name) is not None:
             raise already_exists(kind.plural, kind.group, name)
         if operation != "Apply":
-            self._managers.record(call, present(obj, kind), None, manager or call.manager)
+            self._managers.record(call, present(obj, kind), None, manager or call.manager, hidden)
         if not call.info.dry_run:
             self._store.put(kind.storage, obj)
         return present(obj, kind)
@@ -138,6 +140,8 @@ class Writer:
         admission.validate(stored_kind, new, old, status_only=call.info.subresource == "status")
         if call.info.subresource != "status" and strategy.bumps_generation(stored_kind, new, old):
             new["metadata"] = {**new["metadata"], "generation": old["metadata"].get("generation", 0) + 1}
+        if kind.storage == "persistentvolumeclaims" and not call.info.subresource:
+            self._check_resize(new, old)
         if tracked:
             new["metadata"] = dict(new["metadata"])
             self._managers.record(call, present(new, kind), present(old, kind), call.manager)
@@ -146,6 +150,19 @@ class Writer:
         if call.info.dry_run:
             return present(new, kind)
         return present(self.settle(stored_kind, new), kind)
+
+    def _check_resize(self, new: Obj, old: Obj) -> None:
+        """Refuse to grow a claim whose class does not allow it."""
+        before, after = ((o["spec"].get("resources") or {}).get("requests") or {} for o in (old, new))
+        if before.get("storage") == after.get("storage"):
+            return
+        found = self._store.get("storageclasses.storage.k8s.io", "", str(old["spec"].get("storageClassName") or ""))
+        if not (found and found.get("allowVolumeExpansion")):
+            why = (
+                "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must "
+                "support resize"
+            )
+            raise forbidden("persistentvolumeclaims", "", name_of(old), why)
 
     def settle(self, kind: Kind, new: Obj) -> Obj:
         """Store a new state, or remove the object when it was only waiting for its finalizers."""
@@ -169,6 +186,8 @@ class Writer:
             raise forbidden("namespaces", "", old["metadata"]["name"], "this namespace may not be deleted")
         self._check_preconditions(kind, old, options.get("preconditions") or {})
         new = {**old, "metadata": dict(old["metadata"])}
+        if kind.storage in strategy.ORPHANS_BY_DEFAULT and not {"propagationPolicy", "orphanDependents"} & set(options):
+            call.warn(_PODS_STAY)
         _set_propagation(kind, new, options)
         grace = _grace(kind, old, options)
         waiting = bool(new["metadata"].get("finalizers")) or bool(
@@ -217,13 +236,21 @@ class Writer:
         return [self._delete(call, o, options)[0] for o in chosen]
 
 
+_PODS_STAY = (
+    "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
+    "propagationPolicy=Orphan to suppress this warning"
+)
+
+
 def _set_propagation(kind: Kind, new: Obj, options: Obj) -> None:
     """Turn the propagation policy into the finalizer that stands for it."""
-    policy = options.get("propagationPolicy") or ""
+    policy = options.get("propagationPolicy") or ("Orphan" if kind.storage in strategy.ORPHANS_BY_DEFAULT else "")
     if options.get("orphanDependents") is not None:
         policy = "Orphan" if options["orphanDependents"] else "Background"
     if policy not in {"", "Background", "Foreground", "Orphan"}:
-        raise bad_request(f'DeleteOptions.meta.k8s.io "" is invalid: propagationPolicy: Unsupported value: "{policy}"')
+        allowed = ("Foreground", "Background", "Orphan", "nil")
+        cause = not_supported("propagationPolicy", policy, allowed)
+        raise invalid("DeleteOptions", "meta.k8s.io", "", [cause])
     found = list(new["metadata"].get("finalizers") or [])
     if policy:
         found = [f for f in found if f not in {"orphan", "foregroundDeletion"}]
