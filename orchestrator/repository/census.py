@@ -50,6 +50,8 @@ class Census:
         self.cancelled: set[str] = set()
         """Ids of points whose manifest's name holds a cancelled record."""
         self.committed: set[str] = set()
+        self.removing: dict[str, str] = {}
+        """Points whose removal was cut off: id -> manifest's name. They reach nothing; their intents are live."""
         self.live: set[bytes] = set()
         """Intents (16 bytes) that may still commit."""
         self.expired: list[Expired] = []
@@ -61,6 +63,7 @@ class Census:
         """List, then mark. Raises SweepBlocked when something that says what is alive can't be read."""
         await self._objects()
         try:
+            await self._removals()
             await self._manifests()
             await self._intents(now, intent_age)
             await self._relocations()
@@ -82,6 +85,11 @@ class Census:
                 self.with_objects.add(ref.intent)
                 self.listed.add(OBJECT.pack(kind, ref.to_bytes(), info.size))
 
+    async def _removals(self) -> None:
+        async for info in self.vault.store.list(self.vault.names.removing):
+            key = self.vault.names.points + info.key.removeprefix(self.vault.names.removing)
+            self.removing[point_of(key)] = key
+
     async def _manifests(self) -> None:
         batch: list[str] = []
         async for info in self.vault.store.list(self.vault.names.points):
@@ -95,7 +103,9 @@ class Census:
         limit = asyncio.Semaphore(READERS)
 
         async def one(key: str) -> None:
-            point_id = key.rpartition("/")[2].partition("-")[2]
+            point_id = point_of(key)
+            if point_id in self.removing:
+                return
             async with limit:
                 try:
                     manifest, _ = await open_manifest(self.vault, key)
@@ -150,3 +160,8 @@ class Census:
                 continue
             for target in relocation.targets if relocation is not None else ():
                 self.marking.add_pack(target)
+
+
+def point_of(key: str) -> str:
+    """Return the point's id from its manifest's name."""
+    return key.rpartition("/")[2].partition("-")[2]

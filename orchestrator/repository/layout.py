@@ -50,6 +50,7 @@ class Kind(IntEnum):
     DAMAGED = 10
     RELOCATED = 11
     SWEEP = 12
+    REMOVING = 13
 
 
 class ObjectRef(NamedTuple):
@@ -134,6 +135,11 @@ class Names:
         return f"{self.prefix}points/"
 
     @property
+    def removing(self) -> str:
+        """Return the prefix of the records of points that are being removed."""
+        return f"{self.prefix}removing/"
+
+    @property
     def intents(self) -> str:
         """Return the prefix of all intents."""
         return f"{self.prefix}intents/"
@@ -174,6 +180,10 @@ class Names:
         if not 0 <= sequence < 10**12:
             raise ValueError(f"sequence {sequence} is out of range")
         return f"{self.lineage(lineage)}{sequence:012d}-{plain(point_id)}"
+
+    def removal(self, manifest: str) -> str:
+        """Name the record that a point is being removed."""
+        return self.removing + manifest.removeprefix(self.points)
 
     def intent(self, intent_id: str) -> str:
         """Name an intent."""

@@ -22,9 +22,10 @@ from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, Census, E
 from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.layout import Kind, ObjectRef
+from orchestrator.repository.manifest import PointRef
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT, Partitions
-from orchestrator.repository.point import cancel
+from orchestrator.repository.point import cancel, remove
 from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
 
@@ -54,6 +55,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     """Objects written down less than the grace time ago."""
     expired: tuple[Expired, ...]
+    removals: tuple[str, ...]
+    """Manifests whose removal was cut off."""
     tidy: tuple[str, ...]
     """Plans and shards of committed points, intents of ended ones, sweep and damage records about nothing, in order."""
 
@@ -123,6 +126,7 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
         candidate_bytes=found.candidate_bytes,
         waiting=found.waiting,
         expired=tuple(census.expired),
+        removals=tuple(census.removing.values()),
         tidy=tuple(tidy),
     )
 
@@ -130,6 +134,8 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
 async def sweep(vault: Vault, plan: SweepPlan, fence: Fence) -> SweepResult:
     """Carry a plan out; may be cut off anywhere, by anything, and started again with a new plan. Raises LeaseStale."""
     ended = 0
+    for key in plan.removals:
+        await remove(vault, PointRef(key, ""), fence)
     for expired in plan.expired:
         fence.check()
         ended += await cancel(vault, expired.manifest_key, expired.intent_id, why="the intent was never finished")

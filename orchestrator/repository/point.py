@@ -8,7 +8,7 @@ was removed.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
+import contextlib
 
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.fence import Fence
@@ -43,6 +43,9 @@ from orchestrator.repository.vault import Vault
 
 def writer_version() -> str:
     """Return name and version of this program, for manifests."""
+    # Imported here: it costs a mover's start, and only the one that commits needs it.
+    import importlib.metadata
+
     try:
         return f"tidemark {importlib.metadata.version('tidemark')}"
     except importlib.metadata.PackageNotFoundError:
@@ -172,19 +175,30 @@ async def remove(
 ) -> None:
     """Remove a point for good: its manifest goes, a cancelled record takes its place; idempotent.
 
-    A stopped writer of the same point that commits in between finds its manifest removed likewise: the intent is live
-    meanwhile, so nothing that manifest names is ever missing. Packs go by
-    maintenance. A damaged manifest is removed too.
+    Written down first, so that maintenance completes it if this is cut off. A stopped writer of the same point that
+    commits in between finds its manifest removed likewise. Packs go by maintenance. A damaged manifest is removed too.
     """
     point_id = ref.key.rpartition("/")[2].partition("-")[2]
-    while True:
-        try:
-            await open_manifest(vault, ref.key)
-        except PointCancelled:
-            return
-        except (ManifestMissing, Damaged):
-            pass
+    marker = vault.names.removal(ref.key)
+    record = Cancelled(intent_id=point_id, why=why, at=(clock or SystemClock()).now())
+    while not await _ended(vault, ref.key):
+        fence.check()
+        # An earlier try may have written it down; what it says doesn't matter.
+        with contextlib.suppress(ObjectConflict):
+            await vault.store.put_new(marker, seal_record(vault, Kind.REMOVING, marker, record))
         fence.check()
         await vault.store.delete(ref.key)
-        if await cancel(vault, ref.key, point_id, why=why, clock=clock):
-            return
+        await cancel(vault, ref.key, point_id, why=why, clock=clock)
+    fence.check()
+    await vault.store.delete(marker)
+
+
+async def _ended(vault: Vault, key: str) -> bool:
+    """Say whether a cancelled record stands at a manifest's name."""
+    try:
+        await open_manifest(vault, key)
+    except PointCancelled:
+        return True
+    except (ManifestMissing, Damaged):
+        return False
+    return False

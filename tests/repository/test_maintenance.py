@@ -232,6 +232,33 @@ async def test_maintenance_cut_off_at_any_request_can_start_again(fault: Fault) 
     pytest.fail("maintenance never got through")
 
 
+@pytest.mark.parametrize("number", range(8))
+async def test_a_removal_that_was_cut_off_is_completed_and_a_writer_woken_meanwhile_blocks_nobody(
+    vault: Vault, number: int
+) -> None:
+    kept = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    gone = await backup(vault, _volume(2), sequence=2, chunk_size=SIZE)
+    manifest = await vault.store.get(gone.key)
+    faulty = FaultyStore.at(vault.store, number, Fault.CRASH_AFTER)
+    with contextlib.suppress(ProcessDied):
+        await remove(Vault(faulty, vault.keys), gone, OpenFence())
+    begun = any(verb == "put" for verb, _ in faulty.requests)
+    if begun and await vault.store.head(gone.key) is None:
+        # A writer stopped right before its manifest's PUT wakes: its pages may be gone by now.
+        await vault.store.put_new(gone.key, manifest)
+        for key in await _names(vault, vault.names.maps):
+            if gone.key.partition("-")[2] in key:
+                await vault.store.delete(key)
+    for days in (0, 2, 4, 6):
+        await _run(vault, days)
+    assert await restore(vault, kept) == _volume(1)
+    assert await _names(vault, vault.names.removing) == set()
+    if begun:
+        with pytest.raises(PointCancelled):
+            await open_manifest(vault, gone.key)
+        assert len(await _names(vault, vault.names.packs)) == 1
+
+
 async def test_each_distinct_page_is_read_once(vault: Vault) -> None:
     volume = bytearray(_volume(1, chunks=3000))
     ref = await backup(vault, bytes(volume), sequence=0, chunk_size=SIZE)
