@@ -41,6 +41,8 @@ from orchestrator.repository.salvage import Salvage, salvage
 from orchestrator.repository.shard import Shard, open_shard, put_shard
 from orchestrator.repository.vault import Vault
 
+READ_BYTES = 64 << 20
+"""Bytes of the volume that all readers together have in hand; with many readers each takes smaller units."""
 LOOKUP_CHUNKS = 1024
 """Chunks whose base entries are looked up at once: few requests, bounded memory."""
 
@@ -162,7 +164,7 @@ class _Copier:
             packs=self._packs,
             todo=Channel(self._crew, window),
             done=Sequence(self._crew, window),
-            unit_bytes=UNIT_BYTES,
+            unit_bytes=max(record.chunk_size, min(UNIT_BYTES, READ_BYTES // options.readers)),
             skip_same=self._inherits and known is not None and known.root.volume_size == record.volume_size,
         )
 
@@ -221,7 +223,8 @@ class _Copier:
 
     def _feed(self) -> None:
         """Hand out units with what the base has there. Runs in its own thread."""
-        units = cut(self._chunks.runs(self._first, self._stop), self._plan.record.chunk_size, skip=self._salvaged)
+        runs = self._chunks.runs(self._first, self._stop)
+        units = cut(runs, self._chunks.chunk_size, unit_bytes=self._shop.unit_bytes, skip=self._salvaged)
         count = 0
         while batch := list(self._batch(units)):
             known: dict[int, Entry] = {}
@@ -245,7 +248,7 @@ class _Copier:
             await self._builder.flush_below(below)
 
     def _batch(self, units: Iterator[Unit]) -> Iterator[Unit]:
-        most = 1 if self._known is None else max(1, LOOKUP_CHUNKS * self._plan.record.chunk_size // UNIT_BYTES)
+        most = 1 if self._known is None else max(1, LOOKUP_CHUNKS * self._chunks.chunk_size // self._shop.unit_bytes)
         return islice(units, most)
 
     def _salvaged(self, index: int) -> bool:

@@ -26,6 +26,8 @@ from orchestrator.repository.vault import Vault
 
 GROUP_BYTES = 16 << 20
 """Sealed bytes that one thread fetches at once: chunks that lie together in a pack come in one request."""
+FETCH_BYTES = 64 << 20
+"""Sealed bytes that all threads together fetch at once; with many threads each takes less."""
 WINDOW_CHUNKS = 8192
 """Chunks looked at together when deciding what to fetch together."""
 ZERO_STEP = 1 << 30
@@ -82,6 +84,7 @@ class _Writing:
         self._todo: Channel[Group] = Channel(self._crew, 1)
         self._throttle = Throttle(options.bandwidth_limit, wait=self._crew.pause)
         self._vault = vault
+        self._group_bytes = min(GROUP_BYTES, FETCH_BYTES // options.writers)
         self._crew.add("feeder", self._feed)
         for number in range(options.writers):
             self._crew.add(f"writer-{number}", _Writer(self, tallies.new()).run)
@@ -121,7 +124,7 @@ class _Writing:
             for entry in sorted(entries, key=_slot):
                 group[entry] = where[entry]
                 weight += entry.length
-                if weight >= GROUP_BYTES:
+                if weight >= self._group_bytes:
                     self._todo.put(group)
                     group, weight = {}, 0
         if group:
