@@ -80,7 +80,19 @@ async def test_a_claim_that_is_not_csi_fails_with_a_clear_sentence(installed: Wo
         },
     }
     await found.client.create_raw(PersistentVolume.RESOURCE, volume, PersistentVolume)
-    await found.claim("old", namespace, mode="Filesystem", storageClassName="", volumeName="by-hand")
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "old", "namespace": namespace},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "volumeName": "by-hand",
+            "resources": {"requests": {"storage": "8Mi"}},
+        },
+    }
+    await found.client.create_raw(PersistentVolumeClaim.RESOURCE, claim, PersistentVolumeClaim)
+    await found.until(PersistentVolumeClaim, "old", namespace, lambda c: c is not None and c.bound)
     await found.backup("old", namespace, selection={"volumes": {"names": ["old"]}, "repository": "vault"})
     done = await found.backup_ended("old", namespace)
     assert done.status.phase is BackupPhase.FAILED

@@ -223,7 +223,8 @@ class World:
         foreign = [c for c in contents if c.spec.volume_snapshot_ref.namespace == SETTINGS.namespace]
         left += [f"re-homed content {c.name}" for c in foreign]
         if len(mine) != snapshots:
-            left.append(f"{len(mine)} contents of {namespace} instead of {snapshots}")
+            told = [(c.name, c.spec.deletion_policy, c.deleting, c.metadata.annotations) for c in mine]
+            left.append(f"{len(mine)} contents of {namespace} instead of {snapshots}: {told}")
         points = await self.points(namespace)
         left += [f"unfinished point {p.name}" for p in points if p.status.phase not in FINAL_PHASES]
         left += [f"finalizer on {p.name}" for p in points if p.metadata.finalizers]
