@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(help="Run the controller: what a cluster's Deployment starts.")
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+
+
+def _quantity(value: str) -> str:
+    """Refuse now what every mover pod would be refused for later."""
+    if not _QUANTITY.fullmatch(value) or float(re.split("[a-zA-Z]", value)[0]) <= 0:
+        raise typer.BadParameter(f"{value!r} is not a quantity above zero; write one such as 384Mi, 500m or 1")
+    return value
 
 
 @app.command()
@@ -52,6 +62,21 @@ def controller(
     max_movers: Annotated[
         int, typer.Option(envvar="TIDEMARK_MAX_MOVERS", min=1, max=1024, help="Movers at once, in all.")
     ] = 4,
+    max_movers_per_node: Annotated[
+        int, typer.Option(envvar="TIDEMARK_MAX_MOVERS_PER_NODE", min=1, max=1024, help="Movers at once on one node.")
+    ] = 2,
+    max_movers_per_driver: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEMARK_MAX_MOVERS_PER_DRIVER", min=1, max=1024, help="Movers at once on one CSI driver's volumes."
+        ),
+    ] = 4,
+    max_movers_per_repository: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEMARK_MAX_MOVERS_PER_REPOSITORY", min=1, max=1024, help="Movers at once on one repository."
+        ),
+    ] = 4,
     mover_image: Annotated[
         str, typer.Option(envvar="TIDEMARK_MOVER_IMAGE", metavar="IMAGE", help="The image that mover pods run.")
     ] = "tidemark",
@@ -66,6 +91,45 @@ def controller(
             help="UID of mover pods; 0 because most runtimes give a block device to root only.",
         ),
     ] = 0,
+    mover_memory: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_MOVER_MEMORY",
+            metavar="QUANTITY",
+            callback=_quantity,
+            help="Memory that a mover pod asks for and may use at most.",
+        ),
+    ] = "384Mi",
+    mover_cpu: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEMARK_MOVER_CPU", metavar="QUANTITY", callback=_quantity, help="CPU that a mover pod asks for."
+        ),
+    ] = "1",
+    mover_attempts: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEMARK_MOVER_ATTEMPTS", min=1, max=100, help="Mover pods tried before a point or restore fails."
+        ),
+    ] = 5,
+    snapshot_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TIDEMARK_SNAPSHOT_TIMEOUT",
+            metavar="SECONDS",
+            min=1,
+            help="A snapshot that isn't ready after this long fails the point.",
+        ),
+    ] = 600.0,
+    clone_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TIDEMARK_CLONE_TIMEOUT",
+            metavar="SECONDS",
+            min=1,
+            help="A clone that isn't there after this long is torn down, and its slot is given to another.",
+        ),
+    ] = 600.0,
     service_account: Annotated[
         str,
         typer.Option(
@@ -96,7 +160,15 @@ def controller(
         mover_image=mover_image,
         mover_run_as_user=mover_run_as_user,
         mover_service_account=mover_service_account,
+        mover_memory=mover_memory,
+        mover_cpu=mover_cpu,
+        mover_attempts=mover_attempts,
         max_movers=max_movers,
+        max_movers_per_node=max_movers_per_node,
+        max_movers_per_driver=max_movers_per_driver,
+        max_movers_per_repository=max_movers_per_repository,
+        snapshot_timeout_s=snapshot_timeout,
+        clone_timeout_s=clone_timeout,
         workers=workers,
         resync_s=resync,
         lease_duration_s=lease_duration,

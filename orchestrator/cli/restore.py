@@ -101,7 +101,7 @@ def restore(
             kubeconfig=kubeconfig,
             context=context,
         )
-        asyncio.run(inside.run(wanted_inside))
+        asyncio.run(inside.run(wanted_inside, inside.build(wanted_inside)))
         return
     inside.refuse(ctx, inside.ONLY_CLUSTER, "it needs a cluster: leave out --repository and --key-file")
     if url is None or key_file is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from orchestrator.errors import Retryable, Terminal
+from orchestrator.errors import Retryable, Terminal, TidemarkError
 
 if TYPE_CHECKING:
     from orchestrator.api.meta import K8sObject
@@ -49,11 +49,18 @@ def check_output(output: str) -> None:
 
 @contextlib.asynccontextmanager
 async def cluster(kubeconfig: str | None, context: str | None) -> AsyncIterator[Client]:
-    """Open the API server for as long as the block lasts."""
+    """Open the API server for as long as the block lasts; what it refuses is said for a person."""
+    from orchestrator.cli.parts.refusals import check_kubeconfig, for_a_person
     from orchestrator.kube.client import Client
 
-    async with await Client.connect(kubeconfig=kubeconfig, context=context, field_manager="tidemark-cli") as client:
-        yield client
+    check_kubeconfig(kubeconfig)
+    host = "of the kubeconfig"
+    try:
+        async with await Client.connect(kubeconfig=kubeconfig, context=context, field_manager="tidemark-cli") as client:
+            host = client.host
+            yield client
+    except TidemarkError as error:
+        raise for_a_person(error, host) from error
 
 
 async def wait_for(

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
@@ -20,8 +20,11 @@ from orchestrator.cli.parts.output import write_json
 from orchestrator.errors import Terminal
 
 if TYPE_CHECKING:
+    from orchestrator.api.meta import K8sObject
     from orchestrator.api.tidemark.restore import Restore, RestoreSource
     from orchestrator.kube.client import Client
+
+    T = TypeVar("T", bound=K8sObject)
 
 SOURCES = ("point", "pvc", "backup", "repository_point")
 ONLY_OFFLINE = ("list_points", "to", "overwrite", "known_zero", "sha256", "expect", "json_file", "writers", "options")
@@ -190,11 +193,10 @@ def build(wanted: Wanted) -> Restore:
     return Restore(metadata=metadata, spec=spec)
 
 
-async def run(wanted: Wanted) -> None:
+async def run(wanted: Wanted, restore: Restore) -> None:
     """Create the Restore, wait if asked, and say what came of it. Raises BadParameter and TidemarkErrors."""
     from orchestrator.api.tidemark.restore import Restore
 
-    restore = build(wanted)
     async with cluster(wanted.kubeconfig, wanted.context) as client:
         await _look_first(client, restore)
         made = await client.create(restore)
@@ -222,22 +224,31 @@ async def _look_first(client: Client, restore: Restore) -> None:
     source, target, namespace = restore.spec.source, restore.spec.target, restore.namespace
     becomes = source.pvc.pvc if source.pvc is not None else ""
     with contextlib.suppress(Forbidden):
-        if source.backup is not None and await client.find(Backup, source.backup, namespace) is None:
-            there = f"See what is there with: tidemark get backups -n {namespace}"
-            raise NothingToRestore(f"There is no Backup {namespace}/{source.backup}. {there}")
+        if source.backup is not None:
+            await _known(client, Backup, source.backup, namespace)
         if source.point is not None:
-            point = await client.find(RecoveryPoint, source.point, namespace)
-            if point is None:
-                there = f"See what is there with: tidemark get points -n {namespace} (--repository REPO: also those "
-                raise NothingToRestore(
-                    f"There is no RecoveryPoint {namespace}/{source.point}. {there}whose records are gone)"
-                )
-            becomes = point.spec.pvc_name
+            becomes = (await _known(client, RecoveryPoint, source.point, namespace)).spec.pvc_name
     name = target.pvc_name or (target.name_prefix + becomes if becomes else "")
     with contextlib.suppress(Forbidden):
         space = target.namespace or namespace
         if name and await client.find(PersistentVolumeClaim, name, space) is not None:
             raise TargetTaken(f"Claim {space}/{name} exists already")
+
+
+async def _known(client: Client, kind: type[T], name: str, namespace: str) -> T:
+    """Return the source; raises NothingToRestore."""
+    from orchestrator.cli.parts.refusals import kind_missing
+    from orchestrator.kube.errors import NotFound
+
+    try:
+        return await client.get(kind, name, namespace)
+    except NotFound as error:
+        if kind_missing(error):
+            raise
+        what = "backups" if kind.RESOURCE.kind == "Backup" else "points"
+        also = " (with --repository REPO also points whose records are gone)" if what == "points" else ""
+        there = f"See what is there with: tidemark get {what} -n {namespace}{also}"
+        raise NothingToRestore(f"There is no {kind.RESOURCE.kind} {namespace}/{name}. {there}") from error
 
 
 def _ended(restore: Restore) -> str | None:
