@@ -6,7 +6,7 @@ slot where it starts, and no two frames start at one slot. What must never happe
 
 from __future__ import annotations
 
-import secrets
+import os
 import struct
 from dataclasses import dataclass, field
 
@@ -116,7 +116,7 @@ class ObjectCipher:
     @classmethod
     def new(cls, key: SealingKey, kind: Kind, name: str, object_id: bytes | None = None) -> ObjectCipher:
         """Start a new object; its id is 128 new random bits unless its name already holds them."""
-        return cls.known(key, kind, name, object_id or secrets.token_bytes(16))
+        return cls.known(key, kind, name, object_id or os.urandom(16))
 
     @classmethod
     def known(cls, key: SealingKey, kind: Kind, name: str, object_id: bytes) -> ObjectCipher:

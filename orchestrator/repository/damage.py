@@ -5,7 +5,7 @@ A record names an object and the slots in it, or the whole object; that points i
 
 from __future__ import annotations
 
-import secrets
+import os
 import struct
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
@@ -73,7 +73,7 @@ class DamageIndex:
 
 async def put_damage(vault: Vault, record: DamageRecord, slots: Iterable[int]) -> str:
     """Write a damage record and return its name."""
-    name = vault.names.damaged + secrets.token_hex(16)
+    name = vault.names.damaged + os.urandom(16).hex()
     tail = b"".join(struct.pack("<I", slot) for slot in sorted(set(slots)))
     await vault.store.put_new(name, seal_record(vault, Kind.DAMAGED, name, record, tail))
     return name

@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -160,7 +159,7 @@ class DirectoryStore:
     def _put(self, key: str, data: Bytes) -> None:
         target = self._path(key)
         for attempt in range(3):
-            temporary = self.root / TEMPORARY / secrets.token_hex(16)
+            temporary = self.root / TEMPORARY / os.urandom(16).hex()
             try:
                 self._make_directories(temporary.parent)
                 self._make_directories(target.parent)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class MasterKey:
     @classmethod
     def generate(cls) -> MasterKey:
         """Make a new random one."""
-        return cls(secrets.token_bytes(KEY_BYTES))
+        return cls(os.urandom(KEY_BYTES))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MasterKey:

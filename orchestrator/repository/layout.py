@@ -6,8 +6,8 @@ else: it is part of what seals the object. No name is made from content.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import uuid
 from enum import IntEnum
 from typing import NamedTuple
@@ -62,7 +62,7 @@ class ObjectRef(NamedTuple):
     @classmethod
     def new(cls, intent_id: str) -> ObjectRef:
         """Name a new object of an intent."""
-        return cls(intent_bytes(intent_id), secrets.token_bytes(16))
+        return cls(intent_bytes(intent_id), os.urandom(16))
 
     @classmethod
     def named(cls, intent_id: str, random: str) -> ObjectRef:

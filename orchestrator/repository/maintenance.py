@@ -9,7 +9,7 @@ of anything under a live intent.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -185,7 +185,7 @@ async def _write_down(vault: Vault, plan: SweepPlan) -> None:
     for at in range(0, len(plan.candidates), OBJECT.size):
         kind, raw, _ = OBJECT.unpack_from(plan.candidates, at)
         (maps if kind == MAP else packs).append(raw)
-    name = vault.names.sweeps + secrets.token_hex(16)
+    name = vault.names.sweeps + os.urandom(16).hex()
     document = _SweepDocument(created=plan.now, packs=len(packs))
     await vault.store.put_new(name, seal_record(vault, Kind.SWEEP, name, document, b"".join((*packs, *maps))))
 

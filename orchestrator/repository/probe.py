@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 
 from orchestrator.repository.errors import AccessDenied, ConditionalPutMissing, ObjectConflict
 from orchestrator.repository.layout import PROBE_PREFIX
@@ -15,8 +15,8 @@ async def probe_conditional_put(store: Store) -> None:
 
     The probe object is deleted again where the credentials allow it.
     """
-    key = PROBE_PREFIX + secrets.token_hex(16)
-    first, second = secrets.token_bytes(32), secrets.token_bytes(32)
+    key = PROBE_PREFIX + os.urandom(16).hex()
+    first, second = os.urandom(32), os.urandom(32)
     await store.put_new(key, first)
     try:
         await store.put_new(key, second)

@@ -5,7 +5,7 @@ What must never happen here: a new key over data of an old one, or anything writ
 
 from __future__ import annotations
 
-import secrets
+import os
 from datetime import datetime
 from typing import TypeVar
 
@@ -101,12 +101,12 @@ class Repository:
             return await cls.open(store, master)
         except RepositoryMissing:
             await probe_conditional_put(store)
-        mark = _Mark(FORMAT_NAME, FORMAT_VERSION, secrets.token_hex(16), (clock or SystemClock()).now())
+        mark = _Mark(FORMAT_NAME, FORMAT_VERSION, os.urandom(16).hex(), (clock or SystemClock()).now())
         await _put_or_adopt(store, HEADER_KEY, msgspec.json.encode(mark))
         found = await _read_mark(store)
         if found is None:
             raise ObjectMissing(HEADER_KEY)
-        await _put_wrap(store, found.id, 0, master, secrets.token_bytes(KEY_BYTES))
+        await _put_wrap(store, found.id, 0, master, os.urandom(KEY_BYTES))
         return await cls.open(store, master)
 
     async def vault(self, namespace: NamespaceIdentity, *, create: bool = False) -> Vault:
@@ -151,8 +151,8 @@ class Repository:
             uid=namespace.uid,
             name=namespace.name,
             epoch=1,
-            data_key=secrets.token_bytes(KEY_BYTES),
-            chunk_id_key=secrets.token_bytes(KEY_BYTES),
+            data_key=os.urandom(KEY_BYTES),
+            chunk_id_key=os.urandom(KEY_BYTES),
         )
         cipher = ObjectCipher.new(self._key, Kind.NAMESPACE_KEYS, name)
         await _put_or_adopt(self.store, name, seal_body(cipher, msgspec.json.encode(value)))
