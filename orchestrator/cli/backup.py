@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from orchestrator.cli.parts.cluster import (
     Output,
     check_output,
     cluster,
+    known,
     wait_for,
 )
 from orchestrator.cli.parts.output import write_json
@@ -89,7 +91,8 @@ async def _create(
 ) -> None:
     from orchestrator.api.meta import ObjectMeta
     from orchestrator.api.tidemark.backup import Backup, BackupPhase, BackupSpec, InlineSelection
-    from orchestrator.api.tidemark.backup_policy import VolumeSelector
+    from orchestrator.api.tidemark.backup_policy import BackupPolicy, VolumeSelector
+    from orchestrator.kube.errors import Forbidden
 
     def ended(found: Backup) -> str | None:
         status = found.status
@@ -109,6 +112,9 @@ async def _create(
         spec=BackupSpec(policy=policy, selection=selection, full=full, expire_after=expire_after),
     )
     async with cluster(kubeconfig, context) as client:
+        with contextlib.suppress(Forbidden):  # who may create but not read goes on: the controller says the rest
+            if policy is not None:
+                await known(client, BackupPolicy, policy, namespace)
         made = await client.create(wanted)
         if wait:
             made = await wait_for(

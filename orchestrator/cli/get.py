@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli.parts.cluster import KubeConfig, KubeContext, Output, age, check_output, cluster
 from orchestrator.cli.parts.output import size, table, write_json
+from orchestrator.cli.parts.refusals import NotThere
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Row = tuple[str, ...]
+NOUNS = {
+    "policies": "BackupPolicy",
+    "policy": "BackupPolicy",
+    "bp": "BackupPolicy",
+    "backups": "Backup",
+    "backup": "Backup",
+    "bk": "Backup",
+    "points": "RecoveryPoint",
+    "point": "RecoveryPoint",
+    "rp": "RecoveryPoint",
+    "restores": "Restore",
+    "restore": "Restore",
+    "rs": "Restore",
+    "repositories": "BackupRepository",
+    "repository": "BackupRepository",
+    "brepo": "BackupRepository",
+}
+"""What people call our kinds: also in the singular, and as kubectl's short names."""
 
 
 @app.command()
@@ -44,7 +63,9 @@ def get(
     tidemark get points --repository vault -o json
     """
     check_output(output)
-    if repository is not None and what not in ("points", "point", "rp"):
+    if what not in NOUNS:
+        raise typer.BadParameter("one of policies, backups, points, restores, repositories", param_hint="WHAT")
+    if repository is not None and NOUNS[what] != "RecoveryPoint":
         raise typer.BadParameter("only points live in a repository", param_hint="--repository")
     if repository is not None:
         rows, objects = asyncio.run(_in_repository(repository, namespace, name, system_namespace, kubeconfig, context))
@@ -64,29 +85,15 @@ async def _in_cluster(
     from orchestrator.api.tidemark import Backup, BackupPolicy, BackupRepository, RecoveryPoint, Restore
     from orchestrator.clock import SystemClock
 
-    nouns: dict[str, type[K8sObject]] = {
-        "policies": BackupPolicy,
-        "policy": BackupPolicy,
-        "bp": BackupPolicy,
-        "backups": Backup,
-        "backup": Backup,
-        "bk": Backup,
-        "points": RecoveryPoint,
-        "point": RecoveryPoint,
-        "rp": RecoveryPoint,
-        "restores": Restore,
-        "restore": Restore,
-        "rs": Restore,
-        "repositories": BackupRepository,
-        "repository": BackupRepository,
-        "brepo": BackupRepository,
+    kinds: dict[str, type[K8sObject]] = {
+        kind.RESOURCE.kind: kind for kind in (Backup, BackupPolicy, BackupRepository, RecoveryPoint, Restore)
     }
-    kind = nouns.get(what)
-    if kind is None:
-        raise typer.BadParameter("one of policies, backups, points, restores, repositories", param_hint="WHAT")
+    kind = kinds[NOUNS[what]]
     async with cluster(kubeconfig, context) as client:
         found, _ = await client.list(kind, namespace or "")
     chosen = [obj for obj in found if name is None or obj.name == name]
+    if name is not None and not chosen:
+        raise NotThere(f"There is no {kind.RESOURCE.kind} {name}" + (f" in namespace {namespace}" if namespace else ""))
     now = SystemClock().now()
     return [_HEADERS[kind.__name__], *(_row(obj, now) for obj in chosen)], [obj.to_manifest() for obj in chosen]
 
@@ -144,18 +151,23 @@ async def _in_repository(
     async with cluster(kubeconfig, context) as client:
         resource = await client.get(BackupRepository, repository)
         secret = await client.get(Secret, resource.spec.encryption_secret, system_namespace)
+        if "master.key" not in secret.data:
+            raise NotThere(f"Secret {system_namespace}/{secret.name} has no key master.key")
+        master = MasterKey.from_bytes(secret.data["master.key"])
         options: dict[str, str] = {}
         if resource.spec.credentials_secret is not None:
             credentials = await client.get(Secret, resource.spec.credentials_secret, system_namespace)
-            options = {key: value.decode().strip() for key, value in credentials.data.items()}
+            options = {key: value.decode("utf-8", "replace").strip() for key, value in credentials.data.items()}
     store = await open_store(resource.spec.url, options)
     try:
-        opened = await Repository.open(store, MasterKey.from_bytes(secret.data["master.key"]))
+        opened = await Repository.open(store, master)
         found = [
             (manifest.record, ref, manifest.stats)
             for _, manifest, ref in await all_points(opened, namespace)
             if name is None or name in (manifest.record.point_id, manifest.record.point_name)
         ]
+        if name is not None and not found:
+            raise NotThere(f"BackupRepository {repository} holds no point {name}")
     finally:
         await store.close()
     rows: list[Row] = [("POINT", "NAMESPACE", "VOLUME", "TAKEN", "MODE", "SIZE", "STORED")]

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli.parts.cluster import KubeConfig, KubeContext, Output, check_output, cluster
 from orchestrator.cli.parts.offline import StoreOptions
 from orchestrator.cli.parts.output import table, write_json
+from orchestrator.cli.parts.refusals import NotThere
 
 if TYPE_CHECKING:
     from orchestrator.kube.client import Client
@@ -53,38 +54,44 @@ def prune(
     check_output(output)
     if dry_run == (point is not None):
         raise typer.BadParameter("give either --dry-run or --point", param_hint="--dry-run")
+    if (url is None) != (key_file is None):
+        raise typer.BadParameter("give both --repository URL and --key-file FILE", param_hint="--repository")
+    if dry_run and url is not None:
+        raise typer.BadParameter(
+            "retention is a policy's, and policies are in a cluster: leave out --repository", param_hint="--dry-run"
+        )
+    if policy is not None and not dry_run:
+        raise typer.BadParameter("it goes with --dry-run", param_hint="--policy")
     if dry_run:
         rows = asyncio.run(_explain(namespace, policy, kubeconfig, context))
         if output == "json":
             write_json(Path("-"), rows)
-            return
-        table(
-            ("NAMESPACE", "POLICY", "VOLUME", "POINT", "TAKEN", "VERDICT", "REASONS"),
-            [
-                (
-                    r["namespace"],
-                    r["policy"],
-                    r["pvc"],
-                    r["point"],
-                    r["snapshotTime"],
-                    r["verdict"],
-                    "; ".join(r["reasons"]),
-                )
-                for r in rows
-            ],
-        )
+        elif rows:
+            _print(rows)
+        else:
+            print("No points that a policy judges.")
         return
     assert point is not None
     if not yes:
         typer.confirm(f"Remove point {point} for good?", abort=True)
-    if url is not None or key_file is not None:
-        if url is None or key_file is None:
-            raise typer.BadParameter("give both --repository URL and --key-file FILE", param_hint="--repository")
+    if url is not None and key_file is not None:
         asyncio.run(_remove(url, key_file, options, namespace, point))
-        print(f"Point {point} removed; its space comes back with the next maintenance.")
-        return
-    asyncio.run(_ask(namespace or "default", point, kubeconfig, context))
-    print(f"RecoveryPoint {namespace or 'default'}/{point} will be removed by the controller.")
+        said = f"Point {point} removed; its space comes back with the next maintenance."
+    else:
+        asyncio.run(_ask(namespace or "default", point, kubeconfig, context))
+        said = f"RecoveryPoint {namespace or 'default'}/{point} will be removed by the controller."
+    if output == "json":
+        write_json(Path("-"), {"point": point, "removed": url is not None})
+    else:
+        print(said)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    columns = ("namespace", "policy", "pvc", "point", "snapshotTime", "verdict")
+    table(
+        ("NAMESPACE", "POLICY", "VOLUME", "POINT", "TAKEN", "VERDICT", "REASONS"),
+        [(*(row[column] for column in columns), "; ".join(row["reasons"])) for row in rows],
+    )
 
 
 async def _explain(
@@ -102,6 +109,8 @@ async def explain_all(client: Client, namespace: str, only: str | None, now: Any
     from orchestrator.decisions.retention import explain
 
     policies, _ = await client.list(BackupPolicy, namespace)
+    if only is not None and not any(policy.name == only for policy in policies):
+        raise NotThere(f"There is no BackupPolicy {only}" + (f" in namespace {namespace}" if namespace else ""))
     points, _ = await client.list(RecoveryPoint, namespace)
     by_uid = {p.uid: p for p in points}
     rows: list[dict[str, Any]] = []

@@ -63,6 +63,24 @@ async def cluster(kubeconfig: str | None, context: str | None) -> AsyncIterator[
         raise for_a_person(error, host) from error
 
 
+async def known(client: Client, kind: type[T], name: str, namespace: str) -> T:
+    """Return what a command names; raises NotThere with the command that lists what is there."""
+    from orchestrator.cli.parts.refusals import NotThere, kind_missing
+    from orchestrator.kube.errors import NotFound
+
+    try:
+        return await client.get(kind, name, namespace)
+    except NotFound as error:
+        if kind_missing(error):
+            raise
+        what = {"Backup": "backups", "BackupPolicy": "policies"}.get(kind.RESOURCE.kind, "points")
+        also = "" if what != "points" else ", and with --repository REPO the points whose records are gone"
+        raise NotThere(
+            f"There is no {kind.RESOURCE.kind} {namespace}/{name}: "
+            f"`tidemark get {what} -n {namespace}` shows what is there{also}"
+        ) from error
+
+
 async def wait_for(
     client: Client,
     kind: type[T],

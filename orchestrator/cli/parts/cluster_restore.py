@@ -10,21 +10,18 @@ import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from orchestrator.cli.parts.cluster import cluster, wait_for
+from orchestrator.cli.parts.cluster import cluster, known, wait_for
 from orchestrator.cli.parts.instant import read_instant
 from orchestrator.cli.parts.output import write_json
 from orchestrator.errors import Terminal
 
 if TYPE_CHECKING:
-    from orchestrator.api.meta import K8sObject
     from orchestrator.api.tidemark.restore import Restore, RestoreSource
     from orchestrator.kube.client import Client
-
-    T = TypeVar("T", bound=K8sObject)
 
 SOURCES = ("point", "pvc", "backup", "repository_point")
 ONLY_OFFLINE = ("list_points", "to", "overwrite", "known_zero", "sha256", "expect", "json_file", "writers", "options")
@@ -65,13 +62,6 @@ ClassMap = Annotated[
 RestoreName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the Restore. Absent: made up.")
 ]
-
-
-class NothingToRestore(Terminal):
-    """What is to be restored is not there."""
-
-    reason: ClassVar[str] = "PointNotFound"
-    remedy: ClassVar[str] = ""
 
 
 class TargetTaken(Terminal):
@@ -225,30 +215,14 @@ async def _look_first(client: Client, restore: Restore) -> None:
     becomes = source.pvc.pvc if source.pvc is not None else ""
     with contextlib.suppress(Forbidden):
         if source.backup is not None:
-            await _known(client, Backup, source.backup, namespace)
+            await known(client, Backup, source.backup, namespace)
         if source.point is not None:
-            becomes = (await _known(client, RecoveryPoint, source.point, namespace)).spec.pvc_name
+            becomes = (await known(client, RecoveryPoint, source.point, namespace)).spec.pvc_name
     name = target.pvc_name or (target.name_prefix + becomes if becomes else "")
     with contextlib.suppress(Forbidden):
         space = target.namespace or namespace
         if name and await client.find(PersistentVolumeClaim, name, space) is not None:
             raise TargetTaken(f"Claim {space}/{name} exists already")
-
-
-async def _known(client: Client, kind: type[T], name: str, namespace: str) -> T:
-    """Return the source; raises NothingToRestore."""
-    from orchestrator.cli.parts.refusals import kind_missing
-    from orchestrator.kube.errors import NotFound
-
-    try:
-        return await client.get(kind, name, namespace)
-    except NotFound as error:
-        if kind_missing(error):
-            raise
-        what = "backups" if kind.RESOURCE.kind == "Backup" else "points"
-        also = " (with --repository REPO also points whose records are gone)" if what == "points" else ""
-        there = f"See what is there with: tidemark get {what} -n {namespace}{also}"
-        raise NothingToRestore(f"There is no {kind.RESOURCE.kind} {namespace}/{name}. {there}") from error
 
 
 def _ended(restore: Restore) -> str | None:

@@ -58,7 +58,7 @@ class NotThere(Terminal):
     """An object or namespace that was named is not there."""
 
     reason: ClassVar[str] = "NotFound"
-    remedy: ClassVar[str] = "Check the name and --namespace; `tidemark get` shows what is there."
+    remedy: ClassVar[str] = "Check the name and --namespace."
 
 
 class NameTaken(Terminal):
@@ -91,6 +91,8 @@ def for_a_person(error: TidemarkError, host: str) -> TidemarkError:
             return NotKnownThere(f"{host} does not accept the kubeconfig's credentials")
         case errors.NamespaceTerminating() | errors.QuotaExceeded():
             return error
+        case errors.Forbidden() if error.target.verb == "list" and not error.target.namespace:
+            return NotAllowed(f"You may not {error.target} of all namespaces; give -n NS to see one ({_tail(error)})")
         case errors.Forbidden():
             return NotAllowed(f"You may not {error.target} ({_tail(error)})")
         case errors.NotFound() if 'namespaces "' in str(error):
