@@ -96,7 +96,7 @@ LOOKS: dict[type[K8sObject], Look] = {
         ),
     ),
     Restore: Look(
-        ("rs",),
+        ("rs", "rst"),
         (
             Column("Point", "string", ".status.point"),
             Column("Target", "string", ".status.targetPvc"),
@@ -159,18 +159,6 @@ FROZEN: dict[type[msgspec.Struct], tuple[tuple[str, ...], str]] = {
 }
 """Specs fixed once made, the switches that may still go from false to true, and the kind."""
 
-_DESCRIPTIONS = {
-    "name": "Its name.",
-    "uid": "Its uid.",
-    "snapshotUid": "Uid of that VolumeSnapshot.",
-    "pointUid": "Uid of that recovery point.",
-}
-"""For fields whose type is all there is to say."""
-
-
-_NAME_LISTS = frozenset({"Backup.status.points.[]", "Restore.status.children.[]"})
-"""Lists of object names, whose items say no maximum of their own: Kubernetes gives them 253 characters."""
-
 
 @dataclass(slots=True)
 class Walk:
@@ -218,7 +206,7 @@ def _scalar(type_: inspect.Type, walk: Walk) -> Schema:
     match type_:
         case inspect.StrType(min_length=low, max_length=high, pattern=pattern):
             result: Schema = {"type": "string"}
-            _bound(result, "maxLength", 253 if walk.here() in _NAME_LISTS else high, walk)
+            _bound(result, "maxLength", high, walk)
             if low:
                 result["minLength"] = low
             if pattern:
@@ -256,8 +244,6 @@ def _struct(type_: inspect.StructType, walk: Walk) -> Schema:
     for member in type_.fields:
         walk.path.append(member.encode_name)
         shape = schema(member.type, walk)
-        if "description" not in shape and member.encode_name in _DESCRIPTIONS:
-            shape["description"] = _DESCRIPTIONS[member.encode_name]
         if "description" not in shape:
             raise TypeError(f"{walk.here()} has no description; give it a Meta(description=...)")
         walk.path.pop()

@@ -18,6 +18,7 @@ from orchestrator.api.tidemark.fields import (
     Generation,
     Instant,
     Name,
+    ObjectName,
     Text,
 )
 
@@ -71,7 +72,8 @@ class BackupStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     failed: Annotated[int, Meta(ge=0, description="Of those, failed or cancelled.")] = 0
     progress: Annotated[str, Meta(max_length=32, description="As 'completed/volumes'.")] = ""
     points: Annotated[
-        tuple[str, ...], Meta(max_length=1000, description="Names of the run's recovery points, fixed at its start.")
+        tuple[ObjectName, ...],
+        Meta(max_length=1000, description="Names of the run's recovery points, fixed at its start."),
     ] = ()
     conditions: Conditions = ()
 

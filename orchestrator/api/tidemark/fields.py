@@ -45,8 +45,16 @@ LabelValue = Annotated[str, Meta(max_length=63)]
 LabelKey = Annotated[str, Meta(max_length=317)]
 Duration = Annotated[
     str,
-    Meta(max_length=32, pattern=r"^([0-9]+(s|m|h|d|w))+$", description="A duration such as 15m, 24h, 7d or 1h30m."),
+    Meta(
+        max_length=32,
+        min_length=2,
+        pattern=r"^([0-9]{1,3}w)?([0-9]{1,4}d)?([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,8}s)?$",
+        description="A duration such as 15m, 24h, 7d or 1h30m: the largest unit (w, d, h, m, s) first.",
+    ),
 ]
+"""At most 81 years, below what `policies.duration` refuses: what the API server takes can be reckoned with."""
+ObjectName = Annotated[str, Meta(max_length=253)]
+"""A name in a status: written by us, so not checked again."""
 Quantity = Annotated[
     str,
     Meta(

@@ -61,8 +61,8 @@ FINAL_PHASES = frozenset(phase for phase, after in TRANSITIONS.items() if not af
 class PolicyRef(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The policy that asked for the point, by name and uid (a policy of the same name made later is another)."""
 
-    name: Name
-    uid: Uid
+    name: Annotated[Name, Meta(description="Its name.")]
+    uid: Annotated[Uid, Meta(description="Its uid.")]
 
 
 class RecoveryPointSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -89,7 +89,7 @@ class PointBase(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     """The point that a delta was taken against."""
 
     point: Annotated[str, Meta(max_length=253, description="Its name.")] = ""
-    uid: Uid = ""
+    uid: Annotated[Uid, Meta(description="Its uid.")] = ""
     snapshot_handle: Annotated[Handle, Meta(description="The id that the delta named as base.")] = ""
 
 
@@ -121,7 +121,7 @@ class RecoveryPointStatus(msgspec.Struct, frozen=True, kw_only=True, rename="cam
     driver: Annotated[str, Meta(max_length=253, description="CSI driver.")] = ""
     volume_handle: Annotated[Handle, Meta(description="The volume, as the driver names it.")] = ""
     snapshot_name: Annotated[str, Meta(max_length=253, description="VolumeSnapshot in this namespace.")] = ""
-    snapshot_uid: Uid = ""
+    snapshot_uid: Annotated[Uid, Meta(description="Uid of that VolumeSnapshot.")] = ""
     content_name: Annotated[str, Meta(max_length=253, description="Its VolumeSnapshotContent.")] = ""
     snapshot_handle: Annotated[Handle, Meta(description="The physical snapshot, as the driver names it.")] = ""
     base_id: Annotated[Handle, Meta(description="What the next delta will name as base.")] = ""

@@ -20,6 +20,7 @@ from orchestrator.api.tidemark.fields import (
     LabelValue,
     Name,
     Namespace,
+    ObjectName,
     Reason,
     Text,
     Uid,
@@ -103,7 +104,7 @@ class RestoreStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     start_time: Annotated[Instant | None, Meta(description="When work began.")] = None
     completion_time: Annotated[Instant | None, Meta(description="When it ended.")] = None
     point: Annotated[str, Meta(max_length=253, description="Name of the recovery point.")] = ""
-    point_uid: Uid = ""
+    point_uid: Annotated[Uid, Meta(description="Uid of that recovery point.")] = ""
     point_time: Annotated[Instant | None, Meta(description="The instant that is restored.")] = None
     repository: Annotated[str, Meta(max_length=253, description="BackupRepository it comes from.")] = ""
     manifest_key: Annotated[str, Meta(max_length=512, description="The point's manifest.")] = ""
@@ -127,7 +128,7 @@ class RestoreStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     sha256: Annotated[str, Meta(max_length=64, description="Of the whole volume as read back.")] = ""
     progress: Annotated[str, Meta(max_length=32, description="While it is filled, such as 45%.")] = ""
     children: Annotated[
-        tuple[str, ...], Meta(max_length=1000, description="Restores made for the volumes of a Backup.")
+        tuple[ObjectName, ...], Meta(max_length=1000, description="Restores made for the volumes of a Backup.")
     ] = ()
     conditions: Conditions = ()
 
