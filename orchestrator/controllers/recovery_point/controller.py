@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import assert_never
@@ -29,7 +30,6 @@ from orchestrator.volumes.job import JobSeen
 
 SOON = Requeue(0)
 POLL = Requeue(1.0)
-FOLLOW = Requeue(moving.PROGRESS_S)
 PENDING = Requeue(2.0)
 """While a mover's pod is not running: pods of a real cluster tell by watch, and this is for those that don't."""
 DEFAULT_SNAPSHOTS = 1
@@ -50,6 +50,8 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         self._memory = Memory(context.clock)
         self._planning: dict[str, asyncio.Lock] = {}
         """One plan at a time per claim, so that no two points take one sequence number."""
+        self._asked: dict[str, float] = {}
+        """When a mover's progress was last asked for, by point: our own writes must not make us ask again."""
 
     def wire(self) -> None:
         """Wake for points, for what was made for them, and for older points when a newer one is done."""
@@ -79,6 +81,8 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         point = self.cache.get(key[1], key[0])
         if point is None:
             return None
+        if point.status.phase is not PointPhase.COPYING or point.deleting:
+            self._asked.pop(point.uid, None)
         seen, job = await self._gather(point)
         work = Work(self.context, point)
         step = decisions.decide(seen)
@@ -256,10 +260,21 @@ class RecoveryPointController(Controller[RecoveryPoint]):
                 await moving.start_mover(work, step.attempt)
                 return PENDING
             case decisions.Follow():
-                await moving.follow(work, job)
-                return FOLLOW if job.state == "running" else PENDING
+                return await self._follow(work, job)
             case _:
                 assert_never(step)
+
+    async def _follow(self, work: Work, job: JobSeen) -> Requeue:
+        if job.state != "running":
+            await moving.tell_pending(work, job)
+            return PENDING
+        now, uid = self.context.clock.monotonic(), work.point.uid
+        wait_s = self._asked.get(uid, -math.inf) + moving.PROGRESS_S - now
+        if wait_s > 0:
+            return Requeue(wait_s)
+        self._asked[uid] = now
+        await moving.follow(work, job)
+        return Requeue(moving.PROGRESS_S)
 
     async def _act_on_failure(
         self, work: Work, job: JobSeen, step: decisions.RetryMover | decisions.ReleaseSlot

@@ -91,10 +91,7 @@ async def start_mover(work: Work, attempt: int) -> None:
 
 
 async def follow(work: Work, seen: JobSeen) -> None:
-    """Tell how far the mover is, or what keeps it from starting."""
-    if seen.state == "pending":
-        await _tell_pending(work, seen)
-        return
+    """Tell how far a running mover is."""
     changes: dict[str, Any] = {"node": seen.node or work.status.node, "attempts": max(seen.attempt, 1)}
     progress = await jobs.progress(work.context.client, seen, work.context.settings)
     if progress is not None and progress.total > 0:
@@ -104,7 +101,7 @@ async def follow(work: Work, seen: JobSeen) -> None:
     await work.write(**changes, conditions=conditions)
 
 
-async def _tell_pending(work: Work, seen: JobSeen) -> None:
+async def tell_pending(work: Work, seen: JobSeen) -> None:
     """Say why a mover does not start: its claim's last event is what a person needs."""
     message = await stuck_because(work, seen)
     # Written when it changes only: the words of an event are counted by the API server, not repeated by us.

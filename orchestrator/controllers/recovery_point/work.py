@@ -99,6 +99,7 @@ class Work:
         """Of the Job, clone and re-homed objects in the controller's namespace."""
         self.snapshot_name = original_name(point.uid)
         """Of the snapshot in the tenant's namespace."""
+        self._vault: tuple[OpenedRepository, Vault] | None = None
         meter: Any = context.meter
         self.meter: PointMeter = meter if isinstance(meter, PointMeter) else Uncounted()
 
@@ -185,6 +186,8 @@ class Work:
             raise NoRepository("The recovery point names no repository")
         try:
             async with asyncio.timeout(REPOSITORY_S):
-                yield await self.repositories.vault(name, await self.identity(), create=create)
+                if self._vault is None:
+                    self._vault = await self.repositories.vault(name, await self.identity(), create=create)
+                yield self._vault
         except TimeoutError as error:
             raise RepositorySlow(name) from error
