@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -209,10 +210,23 @@ def test_a_namespace_is_deleted_and_waited_for(cluster: Cluster) -> None:
     assert f'namespace "{ns}" deleted' in done.stdout
 
 
+OLDER = [f"kubectl.{version}" for version in ("1.27", "1.28", "1.29")]
+
+
 def test_an_older_kubectl_works_as_well(cluster: Cluster, ns: str, group: str) -> None:
-    older = next((b for b in map(shutil.which, ("kubectl.1.27", "kubectl.1.28", "kubectl.1.29")) if b), None)
+    binary = clusters.find_kubectl()
+    assert binary is not None
+    beside = str(Path(binary).resolve().parent)
+    older = next((b for b in (shutil.which(name, path=beside) for name in OLDER) if b), None)
     if older is None:
-        pytest.skip("there is no older kubectl on this machine")
-    arguments = [older, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, "apply", "-f", "-"]
-    done = subprocess.run(arguments, input=_gadget(group), capture_output=True, text=True, timeout=40, check=False)
-    assert "created" in done.stdout, done.stderr
+        pytest.skip("there is no older kubectl beside the one in use")
+
+    def run(*arguments: str, stdin: str = "") -> str:
+        command = [older, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=40, check=False)
+        return done.stdout + done.stderr
+
+    assert "created" in run("apply", "-f", "-", stdin=_gadget(group))
+    assert "configured" in run("apply", "-f", "-", stdin=_gadget(group, 5))
+    assert 'unknown field "spec.unknown"' in run("apply", "-f", "-", stdin=_gadget(group, unknown=1))
+    assert "What is wanted." in run("explain", "gadgets.spec", f"--api-version={group}/v1")

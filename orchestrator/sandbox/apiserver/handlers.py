@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from orchestrator.sandbox.apiserver import bodies, reading
+from orchestrator.sandbox.apiserver import bodies, openapi_binary, reading
 from orchestrator.sandbox.apiserver.authentication import Authenticator
 from orchestrator.sandbox.apiserver.authorization import Ask, Authorizer, refusal
 from orchestrator.sandbox.apiserver.bodies import Accept
@@ -77,10 +77,13 @@ class Handlers:
             info = parse(request.method, request.path, request.query)
             user = self._user(request)
             self._authorizer.check(user, info)
+            if info.path == "/openapi/v2" and openapi_binary.MEDIA in request.headers.get("Accept", ""):
+                binary = await asyncio.to_thread(self._openapi.v2_binary)
+                return web.Response(body=binary, content_type=openapi_binary.ANSWER)
             accept = bodies.accepted(request.headers.get("Accept", ""))
             if info.resource:
                 return await self._resource(request, info, user, accept)
-            return self._plain(info, accept)
+            return await self._plain(info, accept)
         except ApiError as error:
             return bodies.answer(error.status(), Accept(yaml=accept.yaml), error.code, error.warnings)
         except (ConnectionError, asyncio.CancelledError):
@@ -107,7 +110,7 @@ class Handlers:
 
     # what is no resource
 
-    def _plain(self, info: RequestInfo, accept: Accept) -> web.StreamResponse:
+    async def _plain(self, info: RequestInfo, accept: Accept) -> web.StreamResponse:
         if info.verb not in {"get", "head"}:
             raise path_not_found() if not info.path.startswith("/api") else method_not_allowed()
         parts = [p for p in info.path.split("/") if p]
@@ -131,17 +134,21 @@ class Handlers:
             case ["apis", group, version]:
                 return bodies.answer(self._discovery.resources(group, version), plain)
             case ["openapi", "v2"]:
-                return web.Response(body=self._openapi.v2(), content_type=bodies.JSON)
+                return web.Response(body=await asyncio.to_thread(self._openapi.v2), content_type=bodies.JSON)
             case ["openapi", "v3"]:
-                return bodies.answer(self._openapi.index(), plain)
+                return bodies.answer(await asyncio.to_thread(self._openapi.index), plain)
             case ["openapi", "v3", "api", version]:
-                return web.Response(body=self._openapi.v3("", version), content_type=bodies.JSON)
+                return await self._group_schema("", version)
             case ["openapi", "v3", "apis", group, version]:
-                return web.Response(body=self._openapi.v3(group, version), content_type=bodies.JSON)
+                return await self._group_schema(group, version)
             case ["openid", "v1", "jwks"] | [".well-known", "openid-configuration"]:
                 return bodies.answer(self._key_set(parts[-1]), plain)
             case _:
                 raise path_not_found()
+
+    async def _group_schema(self, group: str, version: str) -> web.Response:
+        body = await asyncio.to_thread(self._openapi.v3, group, version)
+        return web.Response(body=body, content_type=bodies.JSON)
 
     # resources
 

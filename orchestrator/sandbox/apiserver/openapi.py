@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.sandbox.apiserver import openapi_binary
 from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.registry import META, Kind, Registry, builtin_document
 from orchestrator.sandbox.apiserver.status import path_not_found
@@ -32,20 +33,20 @@ def _definition(kind: Kind) -> str:
 
 
 class OpenApi:
-    """Build the documents on demand and keep them until the registry changes."""
+    """Build the documents on demand and keep them until the registry changes; called in threads, as it takes 0.1 s."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._cache: dict[str, bytes] = {}
-        self._revision = -1
+        self._cache: dict[str, tuple[int, bytes]] = {}
 
     def _cached(self, key: str, build: Any) -> bytes:
-        if self._revision != self._registry.revision:
-            self._cache.clear()
-            self._revision = self._registry.revision
-        if key not in self._cache:
-            self._cache[key] = msgspec.json.encode(build())
-        return self._cache[key]
+        revision = self._registry.revision
+        found = self._cache.get(key)
+        if found is None or found[0] != revision:
+            built = build()
+            found = (revision, built if isinstance(built, bytes) else msgspec.json.encode(built))
+            self._cache[key] = found
+        return found[1]
 
     def index(self) -> Obj:
         """Return the list of v3 documents, each with a hash of its content."""
@@ -62,6 +63,9 @@ class OpenApi:
 
     def v2(self) -> bytes:
         return self._cached("v2", self.build_v2)
+
+    def v2_binary(self) -> bytes:
+        return self._cached("v2 binary", lambda: openapi_binary.encode(self.build_v2()))
 
     def _kinds(self, group: str, version: str) -> list[Kind]:
         return [k for k in self._registry if (k.group, k.version) == (group, version)]
@@ -196,7 +200,7 @@ def _paths(kind: Kind, *, v3: bool) -> Obj:
         }
         if not v3:
             body["produces"] = ["application/json", "application/yaml"]
-            body["consumes"] = list(_PATCH_TYPES) if action == "patch" else ["*/*"]
+            body["consumes"] = list(_patch_types(kind)) if action == "patch" else ["*/*"]
         return body
 
     item: Obj = {}
