@@ -125,14 +125,14 @@ class Scheduler(Role):
             if volume and not matches((spec(volume).get("nodeAffinity") or {}).get("required"), node):
                 return "node(s) had volume node affinity conflict"
         limit = self._faults.number("attach-limit", off=0)
-        if limit and len(self._attached(node) | {name(c) for c in claims}) > limit and claims:
+        if limit and len(self._attached(node) | {key(c) for c in claims}) > limit and claims:
             return "node(s) exceed max volume count"
         return None
 
-    def _attached(self, node: Manifest) -> set[str]:
+    def _attached(self, node: Manifest) -> set[Key]:
         """Return the claims that pods on the node use now."""
         return {
-            claim
+            (namespace(pod), claim)
             for pod in self._pods
             if spec(pod).get("nodeName") == name(node) and status(pod).get("phase") not in {"Succeeded", "Failed"}
             for claim in claims_of(pod)
