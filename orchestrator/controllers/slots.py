@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from policies.duration import BadDuration, parse_duration
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", bound=K8sObject)
+
 RESYNC_S = 5.0
 """Look again this often, whatever the caches say."""
 RESTORE_FINAL = frozenset({RestorePhase.COMPLETED, RestorePhase.FAILED, RestorePhase.CANCELLED})
@@ -36,14 +39,17 @@ class Slots:
     """Grants mover slots to recovery points and restores."""
 
     def __init__(self, context: Context) -> None:
-        """Take what `app` made; subscribes in `run`."""
+        """Take what `app` made, and follow the caches from now on."""
         self.context = context
         self._changed = asyncio.Event()
+        # What asks for a slot or holds one, as the caches know it: a hundred thousand finished points cost nothing.
+        self._points: dict[str, RecoveryPoint] = {}
+        self._restores: dict[str, Restore] = {}
+        context.caches.of(RecoveryPoint).subscribe(self._point_changed)
+        context.caches.of(Restore).subscribe(self._restore_changed)
 
     async def run(self) -> None:
         """Grant whenever something changes, for ever."""
-        for kind in (RecoveryPoint, Restore):
-            self.context.caches.of(kind).subscribe(self._wake)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RESYNC_S):
@@ -51,8 +57,20 @@ class Slots:
             self._changed.clear()
             await self.grant()
 
-    def _wake(self, old: K8sObject | None, new: K8sObject | None) -> None:
-        self._changed.set()
+    def _point_changed(self, old: RecoveryPoint | None, new: RecoveryPoint | None) -> None:
+        concerned = new is not None and (new.status.phase is PointPhase.WAITING or holds_slot(new))
+        self._keep(self._points, old, new, concerned)
+
+    def _restore_changed(self, old: Restore | None, new: Restore | None) -> None:
+        concerned = new is not None and (restore_waits(new) or restore_holds_slot(new))
+        self._keep(self._restores, old, new, concerned)
+
+    def _keep(self, known: dict[str, T], old: T | None, new: T | None, concerned: bool) -> None:
+        gone = known.pop(old.uid, None) if old is not None else None
+        if new is not None and concerned:
+            known[new.uid] = new
+        if concerned or gone is not None:
+            self._changed.set()
 
     async def grant(self) -> list[str]:
         """Grant what fits now; return the uids granted."""
@@ -63,8 +81,7 @@ class Slots:
             per_driver=settings.max_movers_per_driver,
             per_repository=settings.max_movers_per_repository,
         )
-        points = self.context.caches.of(RecoveryPoint).all()
-        restores = self.context.caches.of(Restore).all()
+        points, restores = list(self._points.values()), list(self._restores.values())
         now = self.context.clock.now()
         waiting = [self._asking(p, now) for p in points if p.status.phase is PointPhase.WAITING and _wanted(p)]
         waiting += [_asking_restore(r) for r in restores if restore_waits(r)]
@@ -75,12 +92,12 @@ class Slots:
     async def _give(self, uid: str, now: datetime) -> bool:
         """Write a grant; one that fails is decided anew at the next look."""
         try:
-            point = self.context.caches.of(RecoveryPoint).by_uid(uid)
+            point = self._points.get(uid)
             if point is not None:
                 status = msgspec.structs.replace(point.status, phase=PointPhase.COPYING, granted_time=now)
                 await patch_status(self.context, point, status)
                 return True
-            restore = self.context.caches.of(Restore).by_uid(uid)
+            restore = self._restores.get(uid)
             if restore is not None:
                 await patch_status(self.context, restore, msgspec.structs.replace(restore.status, granted_time=now))
                 return True
