@@ -1,0 +1,107 @@
+"""The repositories: are they ready, and do their Secrets hold what they must. No key or credential is ever shown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from orchestrator.api.foreign.core import Secret
+from orchestrator.api.meta import condition
+from orchestrator.api.tidemark import BackupRepository
+from orchestrator.doctor.finding import Finding, Place, bad, ok, warn
+from orchestrator.errors import TidemarkError
+from orchestrator.kube.errors import Forbidden
+from orchestrator.repository.keys import MasterKey
+from orchestrator.repository.store import open_store
+
+MASTER_KEY = "master.key"
+UNSEEN = timedelta(minutes=15)
+"""A controller that works checks each minute."""
+PAIRS = {
+    "s3": (("access_key_id", "secret_access_key"),),
+    "az": (("client_id", "client_secret"),),
+}
+"""Entries of a credentials Secret that are nothing without the other."""
+
+
+async def repositories(place: Place) -> AsyncIterator[Finding]:
+    """Are the repositories ready, and their Secrets whole?"""
+    found, _ = await place.client.list(BackupRepository)
+    if not found:
+        yield warn(
+            "repositories",
+            "there is no BackupRepository: policies can keep snapshots only, lost with the storage",
+            "Make a master key (tidemark key generate), its Secret, and a BackupRepository.",
+        )
+    for repository in found:
+        async for finding in _secrets(place, repository):
+            yield finding
+        yield _readiness(place, repository)
+
+
+def _readiness(place: Place, repository: BackupRepository) -> Finding:
+    ready, checked = condition(repository.status.conditions, "Ready"), repository.status.last_checked
+    if repository.status.ready != "True":
+        why = f"{ready.reason}: {ready.message}" if ready else "no controller has looked at it yet"
+        return bad(
+            "repositories", f"{repository.name} is not ready: {why}", "Mend what it says; it is tried each minute."
+        )
+    if checked is not None and place.now - checked > UNSEEN:
+        return warn(
+            "repositories",
+            f"{repository.name} was ready when it was last looked at, {checked:%Y-%m-%d %H:%M} UTC",
+            "See the controller above: it looks each minute.",
+        )
+    return ok("repositories", f"{repository.name} is ready")
+
+
+async def _secrets(place: Place, repository: BackupRepository) -> AsyncIterator[Finding]:
+    """Judge the Secrets that a repository names."""
+    where, spec = place.settings.namespace, repository.spec
+    try:
+        key = await place.client.find(Secret, spec.encryption_secret, where)
+        held = await place.client.find(Secret, spec.credentials_secret, where) if spec.credentials_secret else None
+    except Forbidden:
+        yield warn(
+            "repositories",
+            f"{repository.name}: could not look into its Secrets in {where}",
+            "Run it as an admin of the cluster.",
+        )
+        return
+    make = "Put the copy that you keep outside the cluster back; a new key can't read old points."
+    if key is None:
+        yield bad("repositories", f"{repository.name}: Secret {where}/{spec.encryption_secret} is missing", make)
+    elif MASTER_KEY not in key.data:
+        yield bad("repositories", f"{repository.name}: Secret {where}/{key.name} has no entry {MASTER_KEY}", make)
+    else:
+        try:
+            MasterKey.from_bytes(key.data[MASTER_KEY])
+        except TidemarkError as error:
+            yield bad("repositories", f"{repository.name}: {MASTER_KEY} in Secret {where}/{key.name}: {error}", make)
+    if spec.credentials_secret and held is None:
+        yield bad(
+            "repositories", f"{repository.name}: Secret {where}/{spec.credentials_secret} is missing", "Create it."
+        )
+    problem = await _credentials(spec.url, held)
+    if problem:
+        where = f"{where}/{held.name}" if held is not None else spec.url
+        yield bad("repositories", f"{repository.name}: {where}: {problem}", "Correct the Secret's entries.")
+
+
+async def _credentials(url: str, held: Secret | None) -> str:
+    """Return what is wrong with a credentials Secret's entries, "" when nothing is. Contacts nobody."""
+    options = {name: value.decode("utf-8", "replace").strip() for name, value in held.data.items()} if held else {}
+    empty = sorted(name for name, value in options.items() if not value)
+    if empty:
+        return f"empty: {', '.join(empty)}"
+    for pair in PAIRS.get(url.partition(":")[0], ()):
+        there = [name for name in pair if name in options]
+        if len(there) == 1:
+            missing = next(name for name in pair if name not in options)
+            return f"{there[0]} without {missing}"
+    try:
+        store = await open_store(url, options)
+    except TidemarkError as error:
+        return str(error)
+    await store.close()
+    return ""
