@@ -27,6 +27,7 @@ class Journal:
         self._thread = threading.Thread(target=self._write_forever, name="apiserver-journal", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
+        path.touch(mode=0o600)  # it holds Secrets and keys
         with self._connect() as db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS objects "
@@ -107,6 +108,10 @@ class Journal:
             self._resolve(waiting, error)
         finally:
             db.close()
+            left = []
+            while not self._queue.empty():
+                left.append(self._queue.get())
+            self._resolve([f for f in left if isinstance(f, asyncio.Future)], self._failure)
 
     def _commit(self, db: sqlite3.Connection, rows: list[tuple[str, str, str, bytes | None]]) -> None:
         if not rows:

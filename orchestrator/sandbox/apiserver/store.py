@@ -19,6 +19,8 @@ from orchestrator.sandbox.apiserver.objects import Obj, name_of, namespace_of
 _encode = msgspec.json.Encoder().encode
 #: Revisions skipped at a start, so that none that a watcher saw before a crash is ever given out again.
 RESTART_GAP = 1000
+#: The row that keeps the revision of the last removal: no object carries it any more.
+_COUNTER = ("", "", "revision")
 
 
 class Change(NamedTuple):
@@ -72,6 +74,9 @@ class Store:
         self.rv = 0
         highest = int(journal.meta("rv") or b"0")
         for tab, ns, name, body in journal.rows():
+            if tab == _COUNTER[0]:
+                highest = max(highest, int(body))
+                continue
             obj: Obj = msgspec.json.decode(body)
             highest = max(highest, int(obj["metadata"]["resourceVersion"]))
             self.table(tab).set((ns, name), obj)
@@ -148,6 +153,7 @@ class Store:
         gone = {**before, "metadata": {**before["metadata"], "resourceVersion": str(self.rv)}}
         table.drop(key)
         self._journal.append((storage, namespace, name, None))
+        self._journal.append((*_COUNTER, str(self.rv).encode()))
         self._tell(storage, table, Change(self.rv, before, None, gone))
         return gone
 

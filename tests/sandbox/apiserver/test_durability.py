@@ -99,3 +99,16 @@ def test_the_program_ends_clean_on_a_signal(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.close()
     assert (tmp_path / "kubeconfig").stat().st_mode & 0o077 == 0
+
+
+async def test_revisions_go_up_even_if_only_removals_came_last(tmp_path: Path) -> None:
+    async with serving(tmp_path) as client:
+        store = client.server.store
+        for number in range(3000):
+            name = f"m{number}"
+            store.put("configmaps", {"metadata": {"name": name, "namespace": "default", "uid": name}})
+        for number in range(3000):
+            store.remove("configmaps", "default", f"m{number}")
+        last = store.rv
+    async with serving(tmp_path) as client:
+        assert client.server.store.rv > last
