@@ -1,15 +1,19 @@
 """Whose an object is: made by us for one recovery point or restore, or a stranger's under the name that we wanted.
 
 Names are deterministic, so AlreadyExists is the usual answer after a crash. It is believed only when the labels name
-our work and the caller finds in the spec what it would have written; a stranger's object is never adopted.
+our work, the caller finds in the spec what it would have written, and we are among those who wrote the object (labels
+can be copied by anybody, the API server's record of managers can't); a stranger's object is never adopted.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from orchestrator.api.meta import K8sObject
+import msgspec
+
+from orchestrator.api.meta import K8sObject, ObjectMeta
 from orchestrator.api.tidemark.fields import (
     LABEL_MANAGED_BY,
     LABEL_POINT_UID,
@@ -61,6 +65,30 @@ def is_ours(obj: K8sObject, labels: Mapping[str, str]) -> bool:
     return wanted is not None and owner_of(obj.metadata.labels) == wanted
 
 
+class _Manager(msgspec.Struct, frozen=True):
+    manager: str = ""
+
+
+class _ManagedMeta(ObjectMeta, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    managed_fields: tuple[_Manager, ...] = ()
+
+
+class _Managed(K8sObject, frozen=True, kw_only=True):
+    metadata: _ManagedMeta = _ManagedMeta()
+
+
+@functools.cache
+def _managed(kind: type[K8sObject]) -> type[_Managed]:
+    return type(f"Managed{kind.__name__}", (_Managed,), {"RESOURCE": kind.RESOURCE})
+
+
+async def _written_by_us(client: Client, kind: type[K8sObject], name: str, namespace: str) -> bool:
+    """Return whether our field manager wrote the object; a server that keeps no such record is taken as saying so."""
+    found = await client.find(_managed(kind), name, namespace)
+    managers = {entry.manager for entry in found.metadata.managed_fields} if found is not None else set()
+    return not managers or client.field_manager in managers
+
+
 async def create_ours(
     client: Client, kind: type[T], manifest: Mapping[str, Any], fits: Callable[[T], str] = lambda _: ""
 ) -> T:
@@ -80,6 +108,8 @@ async def create_ours(
         raise NameTaken(kind.RESOURCE.kind, namespace, name)
     if wrong := fits(there):
         raise NameTaken(kind.RESOURCE.kind, namespace, name, wrong)
+    if not await _written_by_us(client, kind, name, namespace):
+        raise NameTaken(kind.RESOURCE.kind, namespace, name, "somebody else wrote it in our name")
     if there.deleting:
         raise StillGoing(kind.RESOURCE.kind, namespace, name)
     return there

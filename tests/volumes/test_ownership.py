@@ -66,6 +66,14 @@ async def test_an_object_that_fits_the_label_but_not_the_work_is_a_strangers_too
         await clone.ensure(client, clone.Claim("tm-1", "fast", 1, labels=OWNER), SETTINGS)
 
 
+async def test_labels_copied_by_a_stranger_do_not_make_an_object_ours(client: Client, api: FakeApi) -> None:
+    api.put(claim(managedFields=[{"manager": "kubectl-create", "operation": "Update"}]), "persistentvolumeclaims")
+    with pytest.raises(NameTaken, match="in our name"):
+        await create_ours(client, PersistentVolumeClaim, claim())
+    api.put(claim(managedFields=[{"manager": "tidemark"}, {"manager": "provisioner"}]), "persistentvolumeclaims")
+    await create_ours(client, PersistentVolumeClaim, claim())
+
+
 async def test_our_older_object_on_its_way_out_is_waited_for(client: Client, api: FakeApi) -> None:
     api.put(claim(deletionTimestamp="2026-03-01T00:00:00Z"), "persistentvolumeclaims")
     with pytest.raises(StillGoing):
