@@ -32,6 +32,8 @@ ROLES = ("scheduler", "job-controller", "attach-detach", "attacher", "kubelet")
 _LEASE = Resource("coordination.k8s.io", "v1", "Lease", "leases", True)
 _LEASE_NAMESPACE = "kube-node-lease"
 _BEAT_S = 10.0
+_ATTACHED_BY_CONTROLLER = "volumes.kubernetes.io/controller-managed-attach-detach"
+"""Without it a real attach-detach controller leaves the node's volumes alone."""
 
 
 class UnknownRole(Terminal):
@@ -99,7 +101,10 @@ class Nodes(Part):
         secret = {"metadata": {"name": f"sandbox-node-{node}", "namespace": NAMESPACE}, "data": {"token": encoded}}
         await self.api.ensure(SECRET, secret)
         labels = {"kubernetes.io/hostname": node, "kubernetes.io/os": "linux", ZONE: zone}
-        held = await self.api.ensure(NODE, {"metadata": {"name": node, "labels": labels}, "spec": {}})
+        marks = {_ATTACHED_BY_CONTROLLER: "true"}
+        held = await self.api.ensure(
+            NODE, {"metadata": {"name": node, "labels": labels, "annotations": marks}, "spec": {}}
+        )
         await self.api.patch_status(NODE, held, _node_status(node, server.port))
         driver = {"name": DRIVER, "nodeID": node, "topologyKeys": [ZONE]}
         try:
