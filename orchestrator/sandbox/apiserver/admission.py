@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.sandbox.apiserver import names, strategy
 from orchestrator.sandbox.apiserver.calls import Call
+from orchestrator.sandbox.apiserver.defaults import set_builtin_defaults
 from orchestrator.sandbox.apiserver.objects import Obj, metadata, name_of, now_text, random_suffix
 from orchestrator.sandbox.apiserver.registry import Kind, object_meta
 from orchestrator.sandbox.apiserver.schema import check_types, drop_nulls, drop_unknown, set_defaults
@@ -117,7 +118,7 @@ def fill_in(kind: Kind, obj: Obj) -> None:
         drop_nulls(obj, kind.schema)
         set_defaults(obj, kind.schema)
     else:
-        strategy.set_builtin_defaults(kind, obj)
+        set_builtin_defaults(kind, obj)
 
 
 def check_namespace(store: Store, call: Call, name: str) -> None:
