@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.api.tidemark.backup_policy import BackupPolicy
+from orchestrator.app.forgetting import forget_the_gone
 from orchestrator.app.house import House, Part
 from orchestrator.controllers.backup import BackupController
 from orchestrator.controllers.backup_policy import BackupPolicyController
@@ -20,6 +21,7 @@ from orchestrator.controllers.wake import Wake
 
 def inhabitants(context: Context) -> House:
     """Return every noun's controller and the timers."""
+    forget_the_gone(context.caches, context.meter)
     policies = BackupPolicyController(context)
     controllers: list[Controller[Any]] = [
         policies,

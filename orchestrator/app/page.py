@@ -9,10 +9,9 @@ from orchestrator.api.tidemark.backup_policy import BackupPolicy
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, RecoveryPoint
 from orchestrator.clock import Clock
-from orchestrator.controllers.rpo import standing_of
+from orchestrator.controllers.rpo import standing_of, target_of
 from orchestrator.kube.cache import Caches
 from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, Standing, StatusPage
-from policies.duration import parse_duration
 
 NO_VOLUME = "It selects no bound volume of its namespace"
 
@@ -36,7 +35,7 @@ def _policies(caches: Caches, clock: Clock) -> Iterable[PolicyRow]:
     for policy in caches.of(BackupPolicy).all():
         standing = standing_of(caches, policy, now)
         worst = next(iter(standing.worst(1)), None)
-        target = parse_duration(policy.spec.objective.rpo) if policy.spec.objective else None
+        target = target_of(policy)
         last = max((e.volume.last_point for e in standing.exposures if e.volume.last_point), default=None)
         verdict: Standing = "none" if target is None else "ok"
         if not standing.exposures or any(exposed.volume.last_point is None for exposed in standing.exposures):

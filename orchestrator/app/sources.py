@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,12 @@ from orchestrator.api.foreign.core import Job
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.api.tidemark.fields import LABEL_TASK
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.api.tidemark.restore import Restore
 from orchestrator.clock import Clock
 from orchestrator.controllers import rpo
 from orchestrator.controllers.base import Controller
+from orchestrator.controllers.slots import restore_waits
+from orchestrator.decisions.backup_repository import plan_of
 from orchestrator.kube.cache import Caches
 from orchestrator.observe.state import (
     MoverSample,
@@ -23,6 +27,9 @@ from orchestrator.observe.state import (
     SnapshotSample,
     Sources,
 )
+from policies.schedule import due_slots
+
+OVERDUE_SLOTS = 2
 
 
 def sources(caches: Caches, clock: Clock, controllers: Callable[[], Sequence[Controller[Any]]]) -> Sources:
@@ -31,7 +38,7 @@ def sources(caches: Caches, clock: Clock, controllers: Callable[[], Sequence[Con
         rpo=partial(rpo.samples, caches, clock),
         points=partial(points, caches),
         snapshots=partial(snapshots, caches),
-        repositories=partial(repositories, caches),
+        repositories=partial(repositories, caches, clock),
         movers=partial(movers, caches),
         queues=lambda: queues(controllers()),
     )
@@ -56,8 +63,9 @@ def snapshots(caches: Caches) -> Iterable[SnapshotSample]:
     return [SnapshotSample(driver, count) for driver, count in sorted(counts.items())]
 
 
-def repositories(caches: Caches) -> Iterable[RepositorySample]:
+def repositories(caches: Caches, clock: Clock) -> Iterable[RepositorySample]:
     """Tell how each repository was when it was last looked at."""
+    now = clock.now()
     for repository in caches.of(BackupRepository).all():
         status = repository.status
         swept = status.last_maintenance
@@ -68,18 +76,35 @@ def repositories(caches: Caches) -> Iterable[RepositorySample]:
             objects=status.usage.objects if status.usage else None,
             points=status.usage.points if status.usage else None,
             last_maintenance_timestamp=swept.timestamp() if swept else None,
+            maintenance_overdue=overdue(repository, now),
         )
 
 
+def overdue(repository: BackupRepository, now: datetime) -> bool | None:
+    """Return whether more than OVERDUE_SLOTS maintenance slots passed since a sweep last completed.
+
+    Switched off is not stuck; None where the schedule can't be read, as the repository's own condition says.
+    """
+    if repository.spec.maintenance.suspend:
+        return False
+    created = repository.metadata.creation_timestamp or now
+    try:
+        passed = due_slots(plan_of(repository, now), repository.status.last_maintenance, now, created)
+    except ValueError:
+        return None
+    return passed.newest is not None and passed.missed >= OVERDUE_SLOTS
+
+
 def movers(caches: Caches) -> Iterable[MoverSample]:
-    """Count movers by task: Jobs that run, and points that wait for a slot."""
+    """Count movers by task: Jobs that run, and points and restores that wait for a slot."""
     running = Counter(
         job.metadata.labels.get(LABEL_TASK, "unknown")
         for job in caches.of(Job).all()
         if not job.complete and not job.failed
     )
     waiting = Counter("backup" for point in caches.of(RecoveryPoint).all() if point.status.phase is PointPhase.WAITING)
-    return [MoverSample(task, running[task], waiting[task]) for task in sorted({"backup", *running})]
+    waiting.update("restore" for restore in caches.of(Restore).all() if restore_waits(restore))
+    return [MoverSample(task, running[task], waiting[task]) for task in sorted({"backup", "restore", *running})]
 
 
 def queues(controllers: Sequence[Controller[Any]]) -> Iterable[QueueSample]:

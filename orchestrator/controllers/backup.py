@@ -6,6 +6,7 @@ Points are made by name (`decisions.backup.point_name`), so that any pass may be
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from typing import assert_never
 
 import msgspec
@@ -36,9 +37,23 @@ from orchestrator.decisions import backup as decisions
 from orchestrator.decisions.backup import BackupSeen, PointPlan
 from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.kube.errors import AlreadyExists
+from orchestrator.observe.metrics import Result
 from orchestrator.volumes.ownership import NameTaken
+from policies.duration import BadDuration
 
 FOLLOW_S = 15.0
+_RESULTS: dict[BackupPhase, Result] = {
+    BackupPhase.COMPLETED: "completed",
+    BackupPhase.FAILED: "failed",
+    BackupPhase.CANCELLED: "cancelled",
+}
+
+
+class BadExpiry(Terminal):
+    """A Backup's expireAfter can't be read; the API server refuses it, but one may be older than that rule."""
+
+    reason = "BadExpiry"
+    remedy = "Create another Backup with spec.expireAfter as 24h or 7d."
 
 
 class BackupController(Controller[Backup]):
@@ -174,7 +189,7 @@ class BackupController(Controller[Backup]):
                 repository=selection.repository,
                 full=backup.spec.full,
                 options=selection.options,
-                expires=decisions.expires(backup, self.context.clock.now()),
+                expires=self._expires(backup),
             ),
         )
         try:
@@ -183,6 +198,12 @@ class BackupController(Controller[Backup]):
             found = await self.context.client.get(RecoveryPoint, plan.name, backup.namespace)
             if found.metadata.labels.get(LABEL_BACKUP_UID) != backup.uid or found.spec.pvc_uid != claim.uid:
                 raise NameTaken("RecoveryPoint", backup.namespace, plan.name) from error
+
+    def _expires(self, backup: Backup) -> datetime | None:
+        try:
+            return decisions.expires(backup, self.context.clock.now())
+        except BadDuration as error:
+            raise BadExpiry(str(error)) from error
 
     def _counted(self, backup: Backup, seen: BackupSeen) -> BackupStatus:
         phases = [p.status.phase for p in seen.points.values()]
@@ -219,6 +240,9 @@ class BackupController(Controller[Backup]):
             ),
         )
         await patch_status(self.context, backup, status)
+        # After the write, which only one pass can win: a run is counted once. An unknown policy's name is no label.
+        policy = seen.policy.name if seen.policy is not None else ""
+        self.context.meter.backup_ended(backup.namespace, policy, _RESULTS[step.phase])
         self.context.recorder.event(backup, "Normal" if good else "Warning", step.reason, step.message)
 
     async def record_error(self, key: Key, error: TidemarkError) -> None:

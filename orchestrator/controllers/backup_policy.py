@@ -6,7 +6,7 @@ Whatever wakes this (a timer, a change, the resync of at most a minute), `decisi
 from __future__ import annotations
 
 from datetime import datetime
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
@@ -25,13 +25,42 @@ from orchestrator.decisions.retention import rules_of
 from orchestrator.errors import TidemarkError
 from orchestrator.kube.errors import AlreadyExists
 from orchestrator.volumes.ownership import NameTaken
+from policies.duration import BadDuration, parse_duration
 from policies.retention import keeps_nothing
-from policies.schedule import BadSchedule, Plan, next_slot
+from policies.schedule import Plan, next_slot
 
 TELL_S = 30.0
 """Seconds after which a policy's ages are told anew; also how soon a slot held back by a run is looked at again."""
 KEEP_BACKUPS = 20
 """Finished Backups of a schedule kept for people to read; the points stay."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with a part of a spec."""
+
+    reason: str
+    message: str
+
+
+def _retention_problem(policy: BackupPolicy) -> Problem | None:
+    if policy.spec.retention is None:
+        return None
+    try:
+        nothing = keeps_nothing(rules_of(policy.spec.retention))
+    except BadDuration as error:
+        return Problem("BadDuration", f"spec.retention.keepWithin: {error}; no point is dropped.")
+    text = "spec.retention keeps nothing; it is not applied. Set keepLast, keepWithin or a calendar rule."
+    return Problem("KeepsNothing", text) if nothing else None
+
+
+def _objective_problem(policy: BackupPolicy) -> Problem | None:
+    if policy.spec.objective is None:
+        return None
+    try:
+        parse_duration(policy.spec.objective.rpo)
+    except BadDuration as error:
+        return Problem("BadDuration", f"spec.objective.rpo: {error}; nothing is promised.")
+    return None
 
 
 class BackupPolicyController(Controller[BackupPolicy]):
@@ -55,24 +84,12 @@ class BackupPolicyController(Controller[BackupPolicy]):
         now = self.context.clock.now()
         conditions = self._checked(policy, now)
         plan: Plan | None = None
-        problem = ""
+        problem: Problem | None = None
         try:
             plan = decisions.plan_of(policy, now)
-        except (BadSchedule, ValueError) as error:
-            problem = str(error)
-        conditions = with_condition(
-            conditions,
-            Condition(
-                type="ScheduleValid",
-                status="False" if problem else "True",
-                reason="BadSchedule" if problem else "Valid",
-                message=problem[:512],
-                observed_generation=policy.metadata.generation,
-            ),
-            now,
-        )
-        if problem:
-            self._warn_once(policy, "ScheduleValid", "BadSchedule", problem)
+        except ValueError as error:  # BadSchedule and BadDuration among them
+            problem = Problem("BadSchedule", str(error))
+        conditions = self._judged(policy, conditions, "ScheduleValid", problem, now)
         backups = [b for b in self.context.caches.of(Backup).all() if b.namespace == namespace]
         step = decisions.decide(PolicySeen(policy, backups, now, self.context.cluster_id), plan)
         status = msgspec.structs.replace(
@@ -87,18 +104,16 @@ class BackupPolicyController(Controller[BackupPolicy]):
                     last_backup=step.name,
                     missed_slots=policy.status.missed_slots + step.missed,
                 )
-                if step.missed:
-                    self.context.recorder.event(
-                        policy,
-                        "Warning",
-                        "SlotsMissed",
-                        f"{step.missed} slots passed without a backup; made the newest.",
-                    )
             case decisions.Idle():
                 pass
             case _:
                 assert_never(step)
         await patch_status(self.context, policy, status)
+        if isinstance(step, decisions.CreateBackup) and step.missed:
+            # After the write, which only one pass can win: a slot is counted and told of once.
+            self.context.meter.slots_were_missed(namespace, name, step.missed)
+            text = f"{step.missed} slots passed without a backup; made the newest."
+            self.context.recorder.event(policy, "Warning", "SlotsMissed", text)
         await self._tidy(policy, backups)
         return Requeue(TELL_S)
 
@@ -187,21 +202,28 @@ class BackupPolicyController(Controller[BackupPolicy]):
         )
         if not good:
             self._warn_once(policy, "RepositoryReady", reason, message)
-        nothing = policy.spec.retention is not None and keeps_nothing(rules_of(policy.spec.retention))
-        text = "spec.retention keeps nothing; it is not applied. Set keepLast, keepWithin or a calendar rule."
-        if nothing:
-            self._warn_once(policy, "RetentionValid", "KeepsNothing", text)
-        return with_condition(
-            conditions,
-            Condition(
-                type="RetentionValid",
-                status="False" if nothing else "True",
-                reason="KeepsNothing" if nothing else "Valid",
-                message=text if nothing else "",
-                observed_generation=policy.metadata.generation,
-            ),
-            now,
+        conditions = self._judged(policy, conditions, "RetentionValid", _retention_problem(policy), now)
+        return self._judged(policy, conditions, "ObjectiveValid", _objective_problem(policy), now)
+
+    def _judged(
+        self,
+        policy: BackupPolicy,
+        conditions: tuple[Condition, ...],
+        type_: str,
+        problem: Problem | None,
+        now: datetime,
+    ) -> tuple[Condition, ...]:
+        """Return the conditions with one more, which says what is wrong with a part of the spec, if anything is."""
+        if problem is not None:
+            self._warn_once(policy, type_, problem.reason, problem.message)
+        condition = Condition(
+            type=type_,
+            status="False" if problem else "True",
+            reason=problem.reason if problem else "Valid",
+            message=problem.message[:512] if problem else "",
+            observed_generation=policy.metadata.generation,
         )
+        return with_condition(conditions, condition, now)
 
     def _warn_once(self, policy: BackupPolicy, type_: str, reason: str, message: str) -> None:
         """Say it as an Event when the condition turns, not at every pass."""

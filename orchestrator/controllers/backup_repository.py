@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ USAGE_EVERY = timedelta(minutes=30)
 """Usage is counted by listing: not at every check."""
 USAGE_TIMEOUT_S = 300.0
 POLL = Requeue(2.0)
+Result = Literal["completed", "failed"]
 
 
 class BackupRepositoryController(Controller[BackupRepository]):
@@ -64,12 +65,31 @@ class BackupRepositoryController(Controller[BackupRepository]):
             return Requeue(CHECK_S)
         if not await self._maintain(repository, opened, slot):
             return POLL
-        usage_now = await self._usage(opened, now)
-        done = msgspec.structs.replace(
-            repository.status, last_maintenance_slot=slot, last_maintenance=now, usage=usage_now
-        )
-        await patch_status(self.context, repository, done)
+        await self._slot_done(repository, slot, await self._usage(opened, now), now)
         return Requeue(CHECK_S)
+
+    async def _slot_done(self, repository: BackupRepository, slot: datetime, usage_now: Usage, now: datetime) -> None:
+        """Record that each of the slot's Jobs ended; only when all of them succeeded has a sweep completed."""
+        swept = _swept(repository, slot)
+        failed = [uid for uid, good in swept.items() if not good]
+        text = f"{len(failed)} of {len(swept)} namespaces could not be swept; the next slot tries again."
+        condition = Condition(
+            type="Maintained",
+            status="False" if failed else "True",
+            reason="MaintenanceFailed" if failed else "Maintained",
+            message=text if failed else "",
+            observed_generation=repository.metadata.generation,
+        )
+        status = msgspec.structs.replace(
+            repository.status,
+            last_maintenance_slot=slot,
+            last_maintenance=repository.status.last_maintenance if failed else now,
+            usage=usage_now,
+            conditions=with_condition(repository.status.conditions, condition, now),
+        )
+        await patch_status(self.context, repository, status)
+        if not failed:
+            self.context.recorder.event(repository, "Normal", "Maintained", f"Swept {len(swept)} namespaces.")
 
     def _ready(self, repository: BackupRepository, opened: OpenedRepository, now: datetime) -> BackupRepositoryStatus:
         conditions = repository.status.conditions
@@ -99,12 +119,12 @@ class BackupRepositoryController(Controller[BackupRepository]):
         """Run the slot's Jobs, one namespace after the other; True when each of them ended and is gone."""
         settings, client = self.context.settings, self.context.client
         labels = {LABEL_REPOSITORY_UID: repository.uid, LABEL_MANAGED_BY: MANAGED_BY}
-        done = _done_of(repository, slot)
+        swept = _swept(repository, slot)
         for identity in await opened.repository.namespaces():
             if identity.cluster_id != self.context.cluster_id:
                 continue
             name = object_name(f"tm-maintain-{repository.name}", repository.uid, identity.uid, slot.isoformat())
-            if identity.uid in done:
+            if identity.uid in swept:
                 if not await jobs.remove(client, name, settings, labels):
                     return False
                 continue
@@ -117,19 +137,30 @@ class BackupRepositoryController(Controller[BackupRepository]):
                 return False
             if seen.state not in ("succeeded", "failed"):
                 return False
-            if seen.state == "failed":
+            # Noted before the Job goes: a Job that is missing and not noted would be made again.
+            good = seen.state == "succeeded"
+            await self._note(repository, slot, {**swept, identity.uid: good})
+            result: Result = "completed" if good else "failed"
+            self.context.meter.mover_ended("maintain", result)
+            self.context.meter.maintained(repository.name, result)
+            if not good:
                 text = seen.message or "see the maintenance Job's log"
                 self.context.recorder.event(repository, "Warning", "MaintenanceFailed", f"{identity.name}: {text}")
-            # Noted before the Job goes: a Job that is missing and not noted would be made again.
-            await self._note(repository, slot, [*done, identity.uid])
             return False
-        self.context.recorder.event(repository, "Normal", "Maintained", f"Swept {len(done)} namespaces.")
         return True
 
-    async def _note(self, repository: BackupRepository, slot: datetime, done: list[str]) -> None:
-        """Remember, in an annotation, which namespaces the slot's maintenance has been through."""
-        value = f"{slot.isoformat()} {','.join(done)}"
-        body: dict[str, Any] = {"metadata": {"annotations": {ANNOTATION_MAINTAINED: value}}}
+    async def _note(self, repository: BackupRepository, slot: datetime, swept: dict[str, bool]) -> None:
+        """Remember, in an annotation, which namespaces the slot's maintenance has been through, and how.
+
+        Written over what was read and nothing newer: whoever wins this write counts the sweep.
+        """
+        value = f"{slot.isoformat()} {','.join(uid if good else uid + FAILED for uid, good in swept.items())}"
+        body: dict[str, Any] = {
+            "metadata": {
+                "annotations": {ANNOTATION_MAINTAINED: value},
+                "resourceVersion": repository.metadata.resource_version,
+            }
+        }
         self.context.caches.learn(await self.context.client.merge_patch(BackupRepository, repository.name, "", body))
 
     async def record_error(self, key: Key, error: TidemarkError) -> None:
@@ -167,12 +198,17 @@ class BackupRepositoryController(Controller[BackupRepository]):
 
 
 ANNOTATION_MAINTAINED = "tidemark.dev/maintained"
+"""The slot, and the uids of the namespaces whose Jobs of that slot ended, each with FAILED behind it if it failed."""
+FAILED = "!"
 
 
-def _done_of(repository: BackupRepository, slot: datetime) -> list[str]:
+def _swept(repository: BackupRepository, slot: datetime) -> dict[str, bool]:
+    """Return which namespaces the slot's maintenance has been through, and whether it succeeded."""
     text = repository.metadata.annotations.get(ANNOTATION_MAINTAINED, "")
     when, _, uids = text.partition(" ")
-    return [uid for uid in uids.split(",") if uid] if when == slot.isoformat() else []
+    if when != slot.isoformat():
+        return {}
+    return {uid.removesuffix(FAILED): not uid.endswith(FAILED) for uid in uids.split(",") if uid}
 
 
 def _minute(now: datetime, before: datetime | None) -> datetime:

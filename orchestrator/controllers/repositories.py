@@ -20,6 +20,7 @@ from orchestrator.errors import Retryable, Terminal
 from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import NotFound
+from orchestrator.observe.log import redact_key, redact_options
 from orchestrator.repository.errors import RepositoryMissing
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity
 from orchestrator.repository.repository import Repository
@@ -196,12 +197,14 @@ class Repositories:
         encryption = await self._secret(resource.spec.encryption_secret)
         if MASTER_KEY not in encryption.data:
             raise SecretMissing(self._settings.namespace, encryption.name, MASTER_KEY)
+        redact_key(encryption.data[MASTER_KEY])
         master = MasterKey.from_bytes(encryption.data[MASTER_KEY])
         versions = [f"{resource.uid}/{resource.metadata.generation}", encryption.metadata.resource_version]
         options: dict[str, str] = {}
         if resource.spec.credentials_secret is not None:
             credentials = await self._secret(resource.spec.credentials_secret)
             options = {key: value.decode("utf-8", "replace").strip() for key, value in credentials.data.items()}
+            redact_options(options)
             versions.append(credentials.metadata.resource_version)
         return master, options, tuple(versions)
 
@@ -218,6 +221,8 @@ class Repositories:
 
 def mover_config(opened: OpenedRepository, vault: Vault, *, task: Task, point: str, **fields: Any) -> MoverConfig:
     """Return what a mover gets: the repository's address and credentials, and one namespace's keys only."""
+    for key in (*vault.keys.data_keys.values(), vault.keys.chunk_id_key):
+        redact_key(key)
     return MoverConfig(
         task=task,
         point=point,

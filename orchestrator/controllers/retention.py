@@ -77,7 +77,11 @@ class Retention:
             if policy.deleting:
                 continue
             mine = [p for p in points.all() if p.namespace == policy.namespace]
-            for verdict in explain(policy, mine, now).values():
+            try:
+                verdicts = explain(policy, mine, now)
+            except ValueError:
+                continue  # rules that can't be read drop nothing; the policy's condition RetentionValid says so
+            for verdict in verdicts.values():
                 for dropped in verdict.drop:
                     point = points.by_uid(dropped.point.id)
                     if point is not None:

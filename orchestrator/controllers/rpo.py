@@ -17,7 +17,7 @@ from orchestrator.clock import Clock
 from orchestrator.decisions.backup import select
 from orchestrator.kube.cache import Caches
 from orchestrator.observe.metrics import RpoSample
-from policies.duration import parse_duration
+from policies.duration import BadDuration, parse_duration
 from policies.rpo import Exposure, Volume, exposure, worst
 
 
@@ -34,12 +34,26 @@ class Standing:
         return worst(self.exposures, count)
 
 
+def target_of(policy: BackupPolicy) -> timedelta | None:
+    """Return what the policy promises; None without an objective, or with one that can't be read.
+
+    The API server refuses such a one, but a policy may be older than that rule: it must not take the samples and the
+    status page of all others along. Its own condition ObjectiveValid says so.
+    """
+    if policy.spec.objective is None:
+        return None
+    try:
+        return parse_duration(policy.spec.objective.rpo)
+    except BadDuration:
+        return None
+
+
 def standing_of(caches: Caches, policy: BackupPolicy, now: datetime) -> Standing:
     """Return what each selected volume would lose now.
 
     Any good point of the volume in the policy's repository counts, whoever asked for it.
     """
-    target = parse_duration(policy.spec.objective.rpo) if policy.spec.objective else None
+    target = target_of(policy)
     points: dict[str, list[RecoveryPoint]] = {}
     for point in caches.of(RecoveryPoint).all():
         if (
@@ -64,7 +78,7 @@ def samples(caches: Caches, clock: Clock) -> Iterable[RpoSample]:
     """Return a sample for each volume of each policy, as they stand now."""
     now = clock.now()
     for policy in caches.of(BackupPolicy).all():
-        target: timedelta | None = parse_duration(policy.spec.objective.rpo) if policy.spec.objective else None
+        target = target_of(policy)
         for exposed in standing_of(caches, policy, now).exposures:
             last = exposed.volume.last_point
             yield RpoSample(

@@ -17,7 +17,8 @@ from orchestrator.api.mover import EXIT_OK, EXIT_RETRYABLE, EXIT_TERMINAL, Mover
 from orchestrator.errors import Retryable, TidemarkError
 from orchestrator.mover.arguments import Arguments, parse, read_config
 from orchestrator.mover.report import Reporter, log, write_outcome
-from orchestrator.observe.log import redact, setup
+from orchestrator.observe.log import redact, redact_key, redact_options, setup
+from orchestrator.repository.keys import NamespaceKeys
 
 STOPPED = MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
 Run = Callable[[MoverConfig, Arguments, Reporter], Awaitable[MoverOutcome]]
@@ -41,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, _stop_early)
         reporter.tell(Progress(stage="starting"))
         config = read_config(arguments)
-        for secret in (config.keys, *config.store_options.values()):
-            redact(secret)
+        strike_secrets(config)
         outcome = asyncio.run(_run(config, arguments, reporter))
     except TidemarkError as error:
         outcome = failed(error)
@@ -58,6 +58,15 @@ def main(argv: Sequence[str]) -> int:
     if not outcome.ok:
         log.error("%s ended: %s: %s", arguments.task, outcome.reason, outcome.message)
     return EXIT_OK if outcome.ok else EXIT_RETRYABLE if outcome.retryable else EXIT_TERMINAL
+
+
+def strike_secrets(config: MoverConfig) -> None:
+    """Have whatever secret the configuration holds struck from the log, before anything is done with it."""
+    redact(config.keys)
+    redact_options(config.store_options)
+    keys = NamespaceKeys.from_json(config.keys)
+    for key in (*keys.data_keys.values(), keys.chunk_id_key):
+        redact_key(key)
 
 
 def failed(error: TidemarkError) -> MoverOutcome:

@@ -6,17 +6,21 @@ the first rule stays that nothing puts a secret into a record.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import logging
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
 STRUCK = "[redacted]"
 SHORTEST_SECRET = 6
 """Registered values under this length are not struck: they would blot out ordinary words."""
+KEY_BYTES = 32
 LINE_LIMIT = 16384
 """Characters of one line; a longer one is cut, after redaction."""
 
@@ -63,9 +67,45 @@ def redact(value: str | bytes) -> None:
     forms = {text, json.dumps(text)[1:-1], repr(text)[1:-1], json.dumps(repr(text)[1:-1])[1:-1]}
     forms |= {line.strip() for line in text.splitlines() if len(line.strip()) >= 16}
     with _values_lock:
+        if forms <= _values:
+            return
         _values.update(forms)
         # The longest first: a secret that contains another must not leave its tail behind.
         _values_pattern = re.compile("|".join(re.escape(v) for v in sorted(_values, key=len, reverse=True)))
+
+
+PUBLIC_OPTION = re.compile(
+    r"(?i)region|endpoint|bucket|container|proxy_url|timeout|url_style|virtual_hosted|allow_|skip_|conditional_put"
+    r"|account_name|use_emulator|checksum"
+)
+"""Names of store options that say where and how, never who: struck they would blot out ordinary words."""
+
+
+def redact_options(options: Mapping[str, str]) -> None:
+    """Have the values of store options struck, but for those that are no secret by their name."""
+    for name, value in options.items():
+        if not PUBLIC_OPTION.search(name):
+            redact(value)
+
+
+def redact_key(key: str | bytes) -> None:
+    """Have a key struck: as it is, and in hex and base64 whichever of them it was given in."""
+    raw = key if isinstance(key, bytes) else key.encode()
+    redact(raw)
+    redact(base64.b64encode(raw))
+    forms = {raw} if len(raw) == KEY_BYTES else set()
+    text = raw.strip()
+    with contextlib.suppress(ValueError):
+        forms.add(bytes.fromhex(text.decode("ascii", "replace")))
+    with contextlib.suppress(ValueError):
+        forms.add(base64.b64decode(text.replace(b"-", b"+").replace(b"_", b"/"), validate=True))
+    for form in forms:
+        if len(form) == KEY_BYTES:
+            redact(form.hex())
+            redact(form.hex().upper())
+            redact(base64.b64encode(form).rstrip(b"="))
+            redact(base64.urlsafe_b64encode(form).rstrip(b"="))
+            redact(repr(form)[2:-1])
 
 
 def strike(text: str) -> str:

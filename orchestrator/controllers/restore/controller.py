@@ -141,6 +141,7 @@ class RestoreController(Controller[Restore]):
                 await steps.follow(seen)
                 return FOLLOW
             case decisions.RemoveMover():
+                await steps.note_failure(seen)
                 return SOON if await steps.remove_mover() else POLL
             case decisions.RecordFilled():
                 await steps.record_filled(step.sha256, seen)

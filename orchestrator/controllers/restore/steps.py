@@ -21,12 +21,23 @@ from orchestrator.controllers.status import patch_status
 from orchestrator.decisions.restore import ANNOTATION_RECLAIM, Abort, RestoreSeen, ours
 from orchestrator.errors import Retryable
 from orchestrator.kube.errors import AlreadyExists, NotFound
-from orchestrator.repository.errors import ManifestMissing
+from orchestrator.observe.metrics import Result
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.volumes import clone, handover
 from orchestrator.volumes import job as jobs
 from orchestrator.volumes.ownership import NameTaken
 from policies.naming import object_name, transient_name
+
+MOVER = "Mover"
+"""Type of the condition that says how the last mover failed."""
+DAMAGE = frozenset({Damaged.reason, ObjectMissing.reason})
+"""Reasons of a restore's end that speak of what is stored, and of nothing else."""
+_RESULTS: dict[RestorePhase, Result] = {
+    RestorePhase.COMPLETED: "completed",
+    RestorePhase.FAILED: "failed",
+    RestorePhase.CANCELLED: "cancelled",
+}
 
 
 class PrimeNotBound(Retryable):
@@ -156,6 +167,22 @@ class Steps:
         changes["conditions"] = with_condition(status.conditions, stuck, context.clock.now())
         await self._write(**changes)
 
+    async def note_failure(self, seen: RestoreSeen) -> None:
+        """Write down why a mover failed, and count it once: what removes the Job removes the only trace of it."""
+        attempt, status = self._restore.status.attempts, self._restore.status
+        start = f"Attempt {attempt}:"
+        known = next((c for c in status.conditions if c.type == MOVER), None)
+        if seen.mover.state != "failed" or (known is not None and known.message.startswith(start)):
+            return
+        outcome = seen.mover.outcome
+        reason = outcome.reason if outcome is not None and outcome.reason else "MoverFailed"
+        why = (outcome.message if outcome is not None else "") or seen.mover.message
+        message = f"{start} {why}"[:512]
+        condition = Condition(type=MOVER, status="False", reason=reason, message=message)
+        await self._write(conditions=with_condition(status.conditions, condition, self._context.clock.now()))
+        self._context.meter.mover_ended("restore", "failed")
+        self._event("Warning", reason, f"Mover {attempt} failed: {why}")
+
     async def remove_mover(self) -> bool:
         """Remove Job, pods and Secret; True when they are gone."""
         return await jobs.remove(self._context.client, self._name, self._context.settings, self._labels)
@@ -171,6 +198,9 @@ class Steps:
             volume=seen.prime_volume.name,
             volume_handle=seen.prime_volume.spec.csi.volume_handle,
         )
+        # Each chunk that the point holds was read, authenticated and written.
+        self._context.meter.mover_ended("restore", "completed")
+        self._context.meter.verified(self._restore.status.repository, "ok")
 
     async def save_volume(self, seen: RestoreSeen) -> None:
         """Set the volume to Retain, then save the spec of the volume to come. From here on there is no way back."""
@@ -321,6 +351,13 @@ class Steps:
             completion_time=now,
             conditions=with_condition(self._restore.status.conditions, end, now),
         )
+        # After the write, which only one pass can win: a restore is counted once.
+        meter, started = self._context.meter, self._restore.status.start_time
+        meter.restore_ended(
+            self._restore.namespace, _RESULTS[phase], (now - started).total_seconds() if started is not None else 0.0
+        )
+        if reason in DAMAGE and self._restore.status.repository:
+            meter.verified(self._restore.status.repository, "damaged")
         self._event("Normal" if good else "Warning", reason, message)
 
     async def _vault(self, opened: Any) -> Any:
