@@ -14,11 +14,13 @@ from orchestrator.cli.parts.cluster import (
     KubeContext,
     NamespaceOption,
     Output,
+    check_name,
     check_output,
     cluster,
     known,
     wait_for,
 )
+from orchestrator.cli.parts.instant import check_duration
 from orchestrator.cli.parts.output import write_json
 
 app = typer.Typer(help="Back up now.", no_args_is_help=True)
@@ -57,6 +59,12 @@ def create(
         raise typer.BadParameter("give either --policy or --pvc", param_hint="--policy")
     if repository is not None and policy is not None:
         raise typer.BadParameter("a policy names its repository itself", param_hint="--repository")
+    for given, option in ((name, "NAME"), (policy, "--policy"), (repository, "--repository"), (namespace, "-n")):
+        check_name(given, option)
+    for claim in pvc or ():
+        check_name(claim, "--pvc")
+    if expire_after is not None:
+        check_duration(expire_after, "--expire-after")
     asyncio.run(
         _create(
             name,

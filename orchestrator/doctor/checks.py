@@ -66,7 +66,7 @@ async def run_check(check: Check, place: Place) -> tuple[list[Finding], bool]:
             async for finding in check(place):
                 found.append(finding)  # noqa: PERF401 - what was found before an error counts
     except Forbidden as error:
-        found.append(warn(name, f"could not look any further: {error}", "Run it as an admin of the cluster."))
+        found.append(warn(name, f"could not look any further: {_words(error)}", "Run it as an admin of the cluster."))
     except NotFound as error:
         found.append(
             warn(name, f"could not look any further: {error.target.resource} is not there", "See definitions above.")
@@ -94,6 +94,11 @@ async def _ask_time(transport: Transport | None, clock: Clock) -> tuple[datetime
         return before, None, ""  # the first check says so
     middle = before + (after - before) / 2
     return middle, _date(date), _version(body)
+
+
+def _words(error: Forbidden) -> str:
+    """Return the server's own words, which name person, verb and kind already."""
+    return str(error).removeprefix(f"{error.target}: ")
 
 
 def _date(text: str) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -25,6 +26,8 @@ KubeContext = Annotated[str | None, typer.Option("--context", metavar="NAME", he
 NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", metavar="NS", help="The namespace.")]
 Output = Annotated[str, typer.Option("--output", "-o", help="`text` or `json`.")]
 POLL_S = 0.5
+LONGEST_NAME = 253
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class NotDoneInTime(Retryable):
@@ -45,6 +48,15 @@ def check_output(output: str) -> None:
     """Refuse any output format but text and json, as wrong usage."""
     if output not in ("text", "json"):
         raise typer.BadParameter(f"there is no output format {output!r}; use text or json", param_hint="--output")
+
+
+def check_name(name: str | None, option: str) -> None:
+    """Refuse what can't be an object's name, as wrong usage."""
+    if name is not None and (len(name) > LONGEST_NAME or not _NAME.fullmatch(name)):
+        raise typer.BadParameter(
+            f"{name!r} can't be a name: lower-case letters, digits, '-' and '.', at most {LONGEST_NAME} of them",
+            param_hint=option,
+        )
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from orchestrator.cli.parts.cluster import cluster, known, wait_for
+from orchestrator.cli.parts.cluster import check_name, cluster, known, wait_for
 from orchestrator.cli.parts.instant import read_instant
 from orchestrator.cli.parts.output import write_json
 from orchestrator.errors import Terminal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.kube.client import Client
 
 SOURCES = ("point", "pvc", "backup", "repository_point")
+NAMES = ("point", "pvc", "backup", "from_repository", "to_pvc", "to_namespace", "storage_class", "name", "namespace")
 ONLY_OFFLINE = ("list_points", "to", "overwrite", "known_zero", "sha256", "expect", "json_file", "writers", "options")
 ONLY_CLUSTER = (
     "pvc", "as_of", "backup", "repository_point", "from_repository", "to_pvc", "name_prefix", "to_namespace",
@@ -120,6 +121,8 @@ def check(wanted: Wanted) -> None:
     if len(given) > 1:
         both = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise typer.BadParameter(f"{both} exclude each other: restore one thing at a time")
+    for name in NAMES:
+        check_name(getattr(wanted, name), f"--{name.replace('_', '-')}")
     if wanted.as_of is not None and wanted.pvc is None:
         raise typer.BadParameter("it says which point of a claim: give --pvc NAME too", param_hint="--as-of")
     if wanted.repository_point is not None and wanted.from_repository is None:

@@ -1,4 +1,4 @@
-"""Read an instant as people type it."""
+"""Read instants and durations as people type them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def read_instant(text: str, now: datetime, option: str) -> Reading:
         late = f"{text!r} is in the future (it is now {now:%Y-%m-%dT%H:%M:%SZ})"
         raise typer.BadParameter(f"{late}; leave it out for the newest point", param_hint=option)
     return found
+
+
+def check_duration(text: str, option: str) -> None:
+    """Refuse what is not a duration, as wrong usage."""
+    try:
+        parse_duration(text)
+    except BadDuration as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _iso(text: str, option: str) -> Reading:

@@ -68,6 +68,13 @@ class NameTaken(Terminal):
     remedy: ClassVar[str] = "Choose another name, or leave it out and one is made up."
 
 
+class Refused(Terminal):
+    """The API server found the object wrong."""
+
+    reason: ClassVar[str] = "Invalid"
+    remedy: ClassVar[str] = "Correct the option that it names."
+
+
 def check_kubeconfig(kubeconfig: str | None) -> None:
     """Raise NoWayIn when the kubeconfig that was named is not there (a list of files: when none is)."""
     named = kubeconfig or os.environ.get("KUBECONFIG")
@@ -102,15 +109,25 @@ def for_a_person(error: TidemarkError, host: str) -> TidemarkError:
                 f"The cluster at {host} has no {error.target.resource}: Tidemark is not installed there"
             )
         case errors.NotFound():
-            return NotThere(f"There is no {error.target.resource} {_where(error)}")
+            return NotThere(f"There is no {_noun(error)} {_where(error)}")
         case errors.AlreadyExists():
-            return NameTaken(f"There is a {error.target.resource} {_where(error)} already")
+            return NameTaken(f"{_noun(error)} {_where(error)} exists already")
+        case errors.Invalid():
+            return Refused(f"The cluster refuses it: {_tail(error)}")
         case errors.NotConfigured() if "contexts list" in str(error):
             return NoWayIn("The kubeconfig has no such context")
         case errors.NotConfigured():
             return NoWayIn(str(error))
         case _:
             return error
+
+
+def _noun(error: ApiError) -> str:
+    """Return the kind as people write it; for other than our kinds the resource."""
+    from orchestrator.api.tidemark import KINDS
+
+    plural, _, group = error.target.resource.partition(".")
+    return next((k.RESOURCE.kind for k in KINDS if group == OURS and k.RESOURCE.plural == plural), plural)
 
 
 def _where(error: ApiError) -> str:
