@@ -45,6 +45,10 @@ _SLICE = 1 << 18
 """Chunks expanded at once: some 6 MiB of scratch memory."""
 
 
+_BLOCK = 1 << 16
+_EMPTY_BLOCK, _FULL_BLOCK = bytes(_BLOCK), b"\xff" * _BLOCK
+
+
 class ChunkSet:
     """Which chunks of a volume: one bit per chunk, least significant bit first."""
 
@@ -180,10 +184,13 @@ class ChunkSet:
 
     def _skip(self, byte: int, stop: int, value: int) -> int:
         """Return the first byte in `[byte, stop)` that isn't `value`, by blocks so that empty TiBs cost nothing."""
-        block = 65536
+        same = _EMPTY_BLOCK if value == 0 else _FULL_BLOCK
+        # Whole blocks are compared as memory (a memoryview would compare element by element), the last one stripped.
+        while byte + len(same) <= stop and self._bits[byte : byte + len(same)] == same:
+            byte += len(same)
         while byte < stop:
-            piece = self._bits[byte : min(byte + block, stop)]
-            rest = piece.lstrip(bytes((value,)))
+            piece = self._bits[byte : min(byte + len(same), stop)]
+            rest = piece.lstrip(same[:1])
             if rest:
                 return byte + len(piece) - len(rest)
             byte += len(piece)
