@@ -8,13 +8,16 @@ that it needs is in the store.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+import msgspec
 
 from orchestrator.blocks.copying import Reader, Result, Shop, Work
 from orchestrator.blocks.crew import Channel, Crew, Sequence
@@ -25,10 +28,11 @@ from orchestrator.blocks.source import Source
 from orchestrator.blocks.tally import Tallies
 from orchestrator.blocks.throttle import Throttle
 from orchestrator.blocks.units import UNIT_BYTES, Unit, cut
+from orchestrator.errors import MESSAGE_LIMIT, TidemarkError
 from orchestrator.extents import ChunkSet
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import load_damage
-from orchestrator.repository.errors import ShardsMissing
+from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
 from orchestrator.repository.manifest import PointRef, PointStats
@@ -40,6 +44,8 @@ from orchestrator.repository.point import commit, committed
 from orchestrator.repository.salvage import Salvage, salvage
 from orchestrator.repository.shard import Shard, open_shard, put_shard
 from orchestrator.repository.vault import Vault
+
+log = logging.getLogger("tidemark.mover")
 
 READ_BYTES = 64 << 20
 """Bytes of the volume that all readers together have in hand; with many readers each takes smaller units."""
@@ -103,10 +109,33 @@ async def copy_shard(
     if not 0 <= number < plan.shards:
         raise PlanMismatch(f"shard {number} of a plan with {plan.shards}")
     with Source.open(device, expected_size=plan.record.volume_size) as source:
-        copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies)
-        tallies.new().add_seconds("open", time.perf_counter() - started)
-        shard = await copier.copy()
+        try:
+            copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies)
+            tallies.new().add_seconds("open", time.perf_counter() - started)
+            shard = await copier.copy()
+        except _EarlierUnreadable as error:
+            log.warning("the earlier point can't be read, so it is done without it: %s", error.cause)
+            tallies.restart()
+            copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies, without=error.cause)
+            shard = await copier.copy()
     return await put_shard(vault, intent_id, shard)
+
+
+class _EarlierUnreadable(Exception):
+    """The map of the base, or of the point to compare with, is damaged or gone. Never leaves this module."""
+
+    def __init__(self, cause: TidemarkError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _reading_earlier() -> Iterator[None]:
+    """Tell damage of the earlier point's map from all other errors: the copy can do without it."""
+    try:
+        yield
+    except (Damaged, ObjectMissing) as error:
+        raise _EarlierUnreadable(error) from error
 
 
 def planned_in(chunks: ChunkSet, first: int, stop: int) -> tuple[int, int]:
@@ -132,6 +161,7 @@ class _Copier:
         known: MapReader | None,
         found: Salvage,
         planned: tuple[int, int],
+        without: TidemarkError | None,
     ) -> None:
         record = plan.record
         self._vault, self._plan, self._chunks, self._known, self._found = vault, plan, chunks, known, found
@@ -139,7 +169,9 @@ class _Copier:
         self._first, self._stop = shard_range(chunks.chunk_count, plan.shards, number)
         self._loop = asyncio.get_running_loop()
         self._tally = tallies.new()
-        self._inherits = plan.mode == "delta"
+        self._without = without
+        self._inherits = plan.mode == "delta" and without is None
+        self._says_all = plan.mode == "delta"
         self._builder = ShardBuilder(
             vault,
             record.point_id,
@@ -178,17 +210,27 @@ class _Copier:
         number: int,
         options: CopyOptions,
         tallies: Tallies,
+        *,
+        without: TidemarkError | None = None,
     ) -> _Copier:
-        """Open what the intent builds on, and find what earlier tries left."""
+        """Open what the intent builds on, and find what earlier tries left.
+
+        `without`: why it can't be read. A delta then reads everything, the other rungs compare with nothing.
+        """
         known, chunks = None, plan.chunks()
         ref = intent.base if plan.mode == "delta" else intent.compare
         if plan.mode == "delta" and ref is None:
             raise PlanMismatch("a delta without a base")
-        if ref is not None:
+        if without is not None:
+            if plan.mode == "delta":
+                chunks.add_chunks(0, chunks.chunk_count)
+        elif ref is not None:
             # The intent keeps the base's map alive, even when its manifest was pruned since.
             root = intent.roots[intent.points.index(ref)]
             if root.chunk_size == plan.record.chunk_size:
-                known = MapReader(vault, root, avoid=await load_damage(vault))
+                damage = await load_damage(vault)
+                with _reading_earlier():
+                    known = MapReader(vault, root, avoid=damage)
             elif plan.mode == "delta":
                 raise PlanMismatch("a delta in another chunk size than its base")
             if plan.mode == "delta":
@@ -196,7 +238,7 @@ class _Copier:
         found = await salvage(vault, plan.record.point_id)
         shard = shard_range(chunks.chunk_count, plan.shards, number)
         planned = await asyncio.to_thread(planned_in, chunks, *shard)
-        return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned)
+        return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned, without)
 
     async def copy(self) -> Shard:
         """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
@@ -215,8 +257,12 @@ class _Copier:
             with suppress(asyncio.CancelledError):
                 await self._packs.abort()
             raise
-        with self._tally.stage("map"):
-            return await self._builder.finish(self._stats())
+        with self._tally.stage("map"), _reading_earlier():
+            shard = await self._builder.finish(self._stats())
+        if self._says_all and self._without is not None:
+            message = f"The base can't be read, so the whole volume was read instead: {self._without}"
+            shard = msgspec.structs.replace(shard, fallback="BaseIncomplete", message=message[:MESSAGE_LIMIT])
+        return shard
 
     def _stop_uploads(self) -> None:
         self._abort = asyncio.run_coroutine_threadsafe(self._packs.abort(), self._loop)
@@ -241,11 +287,13 @@ class _Copier:
     async def _lookup(self, indexes: list[int]) -> dict[int, Entry]:
         assert self._known is not None
         async with self._map_turn:  # a map reader is used by one task at a time
-            return await self._known.lookup(indexes)
+            with _reading_earlier():
+                return await self._known.lookup(indexes)
 
     async def _flush(self, below: int) -> None:
         async with self._map_turn:
-            await self._builder.flush_below(below)
+            with _reading_earlier():
+                await self._builder.flush_below(below)
 
     def _batch(self, units: Iterator[Unit]) -> Iterator[Unit]:
         most = 1 if self._known is None else max(1, LOOKUP_CHUNKS * self._chunks.chunk_size // self._shop.unit_bytes)
@@ -279,7 +327,7 @@ class _Copier:
                 entry = self._settled(result)
                 if entry is not None:
                     self._set(index, entry)
-                elif self._inherits:  # a map that starts empty has a hole there already
+                elif self._says_all:  # the map of the other rungs starts empty and has a hole there already
                     self._builder.clear(index)
             if after // LEAF_CHUNKS > flushed // LEAF_CHUNKS:
                 with self._tally.stage("map"):
@@ -311,7 +359,7 @@ class _Copier:
         total, plan = self._tallies.sum(), self._plan
         return PointStats(
             volume=plan.record.volume_size,
-            allocated=self._tallies.total_bytes if plan.mode != "delta" else 0,
+            allocated=self._tallies.total_bytes if not self._inherits else 0,
             changed=total.changed,
             read=total.read,
             uploaded=self._packs.bytes,

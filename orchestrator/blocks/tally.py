@@ -65,6 +65,11 @@ class Tallies:
         self._all.append(tally := Tally())
         return tally
 
+    def restart(self) -> None:
+        """Begin anew: what was done is done again. What was read and how long it took stays counted."""
+        total = self.sum()
+        self._all = [Tally(read=total.read, seconds=total.seconds)]
+
     def sum(self) -> Tally:
         """Return everything so far."""
         total = Tally()

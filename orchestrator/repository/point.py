@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import msgspec
+
 from orchestrator.clock import Clock, SystemClock
+from orchestrator.errors import MESSAGE_LIMIT
 from orchestrator.fence import Fence
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.crypto import digest as digest_of
@@ -28,6 +31,7 @@ from orchestrator.repository.manifest import (
     Cancelled,
     Manifest,
     MapRoot,
+    PointRecord,
     PointRef,
     PointStats,
     manifest_key,
@@ -67,7 +71,7 @@ async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) ->
     writer = MapObjectWriter(vault, intent_id)
     root = await _build_map(vault, intent, plan, shards, writer)
     manifest = Manifest(
-        record=plan.record,
+        record=_told(plan.record, shards),
         root=root,
         stats=_sum(shards, writer.bytes, root.volume_size),
         created=(clock or SystemClock()).now(),
@@ -105,7 +109,7 @@ async def _shards(vault: Vault, intent_id: str, count: int) -> list[Shard]:
 
 async def _build_map(vault: Vault, intent: Intent, plan: Plan, shards: list[Shard], writer: MapObjectWriter) -> MapRoot:
     base = None
-    if intent.base is not None:
+    if intent.base is not None and not all(shard.fallback for shard in shards):
         # The root was written into the intent: it is alive even if the base's manifest is gone by now.
         base = MapReader(vault, intent.roots[intent.points.index(intent.base)])
     volume_size, chunk_size = shards[0].volume_size, plan.record.chunk_size
@@ -116,6 +120,21 @@ async def _build_map(vault: Vault, intent: Intent, plan: Plan, shards: list[Shar
         raise Damaged(vault.names.shards(intent.id), str(error)) from error
     await writer.finish()
     return root
+
+
+def _told(record: PointRecord, shards: list[Shard]) -> PointRecord:
+    """Return what the manifest says: a delta whose base couldn't be read is none, whatever was planned.
+
+    Where only some shards had to do without it, the point still inherits the rest, and says so.
+    """
+    down = [shard for shard in shards if shard.fallback]
+    if not down:
+        return record
+    message = "; ".join(filter(None, (record.message, down[0].message)))[:MESSAGE_LIMIT]
+    record = msgspec.structs.replace(record, reason=record.reason or down[0].fallback, message=message)
+    if len(down) < len(shards):
+        return record
+    return msgspec.structs.replace(record, actual_mode="full", parent=None, parent_base_id=None)
 
 
 def _all_updates(shards: list[Shard], volume_size: int, chunk_size: int) -> list[LeafUpdate]:

@@ -11,10 +11,12 @@ from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
 
 
-class _ShardDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class _ShardDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     number: int
     volume_size: int
     stats: PointStats
+    fallback: str = ""
+    message: str = ""
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,12 +27,22 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the device as the mover saw it; all shards of a point must agree."""
     stats: PointStats
     updates: bytes
+    fallback: str = ""
+    """Reason of a delta's shard that was read whole without the base, because the base could not be read. Such a shard
+    says of each of its leaves what is there: nothing is inherited."""
+    message: str = ""
 
 
 async def put_shard(vault: Vault, intent_id: str, shard: Shard) -> Shard:
     """Say that a shard is finished (its packs and pages are in the store) and return what counts: the first put."""
     name = vault.names.shard(intent_id, shard.number)
-    document = _ShardDocument(number=shard.number, volume_size=shard.volume_size, stats=shard.stats)
+    document = _ShardDocument(
+        number=shard.number,
+        volume_size=shard.volume_size,
+        stats=shard.stats,
+        fallback=shard.fallback,
+        message=shard.message,
+    )
     try:
         await vault.store.put_new(name, seal_record(vault, Kind.SHARD, name, document, shard.updates))
     except ObjectConflict:
@@ -49,4 +61,11 @@ async def open_shard(vault: Vault, intent_id: str, number: int) -> Shard | None:
     except ObjectMissing:
         return None
     document, updates = open_record(vault, Kind.SHARD, name, data, _ShardDocument)
-    return Shard(number=document.number, volume_size=document.volume_size, stats=document.stats, updates=updates)
+    return Shard(
+        number=document.number,
+        volume_size=document.volume_size,
+        stats=document.stats,
+        updates=updates,
+        fallback=document.fallback,
+        message=document.message,
+    )
