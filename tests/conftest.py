@@ -1,8 +1,10 @@
-"""Keep the test runner from leaking an event loop of its own."""
+"""Keep the test runner from leaking an event loop of its own, and from skipping where nothing may be skipped."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Generator
 
 import pytest
 
@@ -11,3 +13,18 @@ import pytest
 def _no_stray_loop() -> None:
     """Say that no loop is current: pytest-asyncio asks, and on Python 3.11 asking makes one that nobody closes."""
     asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With TIDEMARK_NO_SKIPS set (the gate does), a test that misses something installable fails.
+
+    What no package can give ("this machine has no ...") may still be skipped, and is listed.
+    """
+    report = yield
+    if report.skipped and os.environ.get("TIDEMARK_NO_SKIPS") and "this machine" not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be skipped: {report.longrepr}"
+    return report

@@ -25,3 +25,4 @@ build etcd go.etcd.io/etcd/server/v3 ""
 build kubernetes k8s.io/kubernetes/cmd/kube-apiserver v1.36.3
 build kubernetes k8s.io/kubernetes/cmd/kubectl v1.36.3
 build s3 github.com/versity/versitygw/cmd/versitygw ""
+build helm helm.sh/helm/v3/cmd/helm ""
