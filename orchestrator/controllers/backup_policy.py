@@ -131,7 +131,8 @@ class BackupPolicyController(Controller[BackupPolicy]):
             created = await self.context.client.create(backup)
         except AlreadyExists as error:
             found = await self.context.client.get(Backup, step.name, policy.namespace)
-            if found.metadata.labels.get(LABEL_POLICY_UID) != policy.uid:
+            same = (found.spec.policy, found.spec.slot) == (policy.name, step.slot)
+            if found.metadata.labels.get(LABEL_POLICY_UID) != policy.uid or not same:
                 raise NameTaken("Backup", policy.namespace, step.name) from error
             return
         self.context.caches.learn(created)

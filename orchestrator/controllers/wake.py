@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from apscheduler.executors.debug import DebugExecutor
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
@@ -42,7 +43,9 @@ class Wake:
     def __init__(self, policies: Cache[BackupPolicy], clock: Clock, enqueue: Callable[[Key], None]) -> None:
         self._clock = clock
         self._enqueue = enqueue
-        self._scheduler = AsyncIOScheduler(timezone="UTC")
+        # Its own executor runs plain functions in a thread, and a queue is of its loop: from a thread the key would
+        # lie there until something else wakes the loop.
+        self._scheduler = AsyncIOScheduler(timezone="UTC", executors={"default": DebugExecutor()})
         self._plans: dict[str, tuple[int, bool]] = {}
         policies.subscribe(self._changed)
 
