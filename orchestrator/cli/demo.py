@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 import time
@@ -69,9 +70,17 @@ async def _play(folder: Path, size: int, changes: float, json: Path | None) -> b
         console.print(f"[dim]{time.monotonic() - begun:5.1f} s[/dim]  ", end="")
         console.print(line, markup=False, soft_wrap=True)
 
+    live = console.status("starting") if console.is_terminal else contextlib.nullcontext()
+
     try:
-        async with stage(folder, tell) as found:
-            await tell_story(Script(found, report, tell), size, changes)
+        with live as status:
+
+            def show(line: str) -> None:
+                if status is not None:
+                    status.update(line)
+
+            async with stage(folder, tell) as found:
+                await tell_story(Script(found, report, tell, show), size, changes)
     finally:
         report.seconds = round(time.monotonic() - begun, 1)
         report.ok = bool(report.checks) and all(check["held"] for check in report.checks) and bool(report.points)

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.api.foreign.cluster import ConfigMap
-from orchestrator.api.foreign.core import Event, Namespace, PersistentVolumeClaim
+from orchestrator.api.foreign.core import Event, Job, Namespace, PersistentVolumeClaim
+from orchestrator.api.foreign.snapshot import VolumeSnapshot
 from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup import Backup, BackupPhase, BackupSpec
 from orchestrator.api.tidemark.backup_policy import BackupPolicy
 from orchestrator.api.tidemark.fields import ANNOTATION_INHERIT_POINTS
-from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint
 from orchestrator.api.tidemark.restore import AsOf, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreTarget
+from orchestrator.config import Settings
 from orchestrator.decisions.retention import explain
 from orchestrator.demo import install
 from orchestrator.demo.report import Fallback, Judged, Report, RestoreResult, point_entry
@@ -45,6 +47,8 @@ class Script:
     stage: Stage
     report: Report
     tell: Teller
+    show: Teller = lambda _: None
+    """Shows what is under way now, on a line that is overwritten."""
     points: dict[str, RecoveryPoint] = field(default_factory=dict)
     """Every point ever seen completed, by uid: dropped ones too."""
     held: dict[str, str] = field(default_factory=dict)
@@ -82,7 +86,13 @@ async def watch_points(script: Script) -> None:
                 if point.uid not in announced:
                     announced.add(point.uid)
                     script.tell(_line(point))
+        script.show(", ".join(_under_way(p) for p in listed if p.status.phase not in FINAL_PHASES) or "waiting")
         await asyncio.sleep(0.1)
+
+
+def _under_way(point: RecoveryPoint) -> str:
+    status = point.status
+    return f"{point.spec.pvc_name}: {status.phase.value.lower()} {status.progress}".rstrip()
 
 
 def _line(point: RecoveryPoint) -> str:
@@ -391,6 +401,21 @@ def _changes_before(script: Script, points: list[RecoveryPoint], point: Recovery
     ]
 
 
+async def judge_leftovers(script: Script) -> None:
+    """Nothing transient may be left in the controller's namespace."""
+    namespace = Settings().namespace
+    left: list[str] = []
+    for _ in range(100):
+        left = []
+        for kind in (Job, PersistentVolumeClaim, VolumeSnapshot):
+            listed, _ = await script.client.list(kind, namespace)
+            left += [f"{kind.RESOURCE.kind} {obj.name}" for obj in listed]
+        if not left:
+            break
+        await asyncio.sleep(0.2)
+    script.report.check("no Job, clone or re-homed snapshot is left behind", held=not left, detail=", ".join(left))
+
+
 def judge_rpo(script: Script) -> None:
     """The gauge must have risen and fallen."""
     readings = [r.seconds for r in script.report.rpo if r.pvc == "archive"]
@@ -423,6 +448,7 @@ async def tell_story(script: Script, size: int, changes: float) -> None:
         await restore_all(script, files, prefix="restored-", source=source, label="restore")
         watcher.cancel()
         await lose_and_recover(script, files)
+        await judge_leftovers(script)
         sampler.cancel()
     judge_rpo(script)
     script.report.points = [point_entry(p) for claim in CLAIMS for p in script.of(claim)]
