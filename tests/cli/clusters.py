@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -31,38 +31,36 @@ class Cluster:
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
+        self._client: Client | None = None
         self._thread = threading.Thread(target=self._serve, name="api-server")
 
     def kubeconfig(self, name: str = "admin") -> str:
         """Return the path of a way in: `admin`, or `nobody` who may do nothing."""
         return str(self.folder / name)
 
-    def do(self, act: Callable[[Client], Awaitable[T]]) -> T:
+    def do(self, act: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
         """Do something as the admin and return what came of it."""
+        assert self._client is not None
+        return asyncio.run_coroutine_threadsafe(act(self._client), self._loop).result(60)
 
-        async def run() -> T:
-            async with await Client.connect(kubeconfig=self.kubeconfig(), field_manager="test") as client:
-                return await act(client)
-
-        return asyncio.run(run())
-
-    def _serve(self) -> None:
-        async def serve() -> None:
-            server = ApiServer(self.folder / "state")
-            self.url = server.url
-            (self.folder / "admin").write_text(server.kubeconfig())
-            (self.folder / "nobody").write_text(server.kubeconfig("nobody", ["system:authenticated"]))
-            ready = asyncio.Event()
-            self._task = asyncio.create_task(server.run(ready))
-            waiting = asyncio.create_task(ready.wait())
-            await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
+    async def _run(self) -> None:
+        server = ApiServer(self.folder / "state")
+        self.url = server.url
+        (self.folder / "admin").write_text(server.kubeconfig())
+        (self.folder / "nobody").write_text(server.kubeconfig("nobody", ["system:authenticated"]))
+        ready = asyncio.Event()
+        self._task = asyncio.create_task(server.run(ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        async with await Client.connect(kubeconfig=self.kubeconfig(), field_manager="test") as self._client:
             self._ready.set()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    def _serve(self) -> None:
         try:
-            self._loop.run_until_complete(serve())
+            self._loop.run_until_complete(self._run())
         finally:
             self._ready.set()
             self._loop.close()
