@@ -50,6 +50,8 @@ class MoverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     """Restore: the target was just provisioned and its driver is known to hand out zeros."""
     read_back: bool = True
     """Restore: read the target again and compare."""
+    sha256: bool = False
+    """Restore: also tell the digest of the whole volume, from reading it back."""
     grace_s: float = 86400.0
     """Maintain: how long candidates wait before a later run deletes them."""
     intent_age_s: float = 604800.0

@@ -33,14 +33,16 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         with await asyncio.to_thread(Target.open, device, size, known_zero=config.target_known_zero) as target:
             options = RestoreOptions(writers=config.readers, bandwidth_limit=config.bandwidth_limit)
             total = await write_point(vault, manifest, target, options, writing)
-        if config.read_back:
+        sha256 = ""
+        if config.read_back or config.sha256:
             reporter.watch(look_checking)
-            await read_back(
+            sha256 = await read_back(
                 vault,
                 manifest,
                 str(device),
                 known_zero=config.target_known_zero,
                 readers=config.readers,
+                sha256=config.sha256,
                 tallies=checking,
             )
     reporter.watch(lambda: Progress(stage="done", done=size, total=size))
@@ -48,6 +50,7 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         ok=True,
         manifest_key=ref.key,
         manifest_digest=ref.digest,
+        sha256=sha256,
         read=total.fetched,
         written=total.written,
     )

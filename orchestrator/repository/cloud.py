@@ -108,9 +108,11 @@ def _allow_http(options: Mapping[str, str]) -> bool:
     word = options.get("allow_http", "").strip().lower()
     if word and word not in _TRUE | _FALSE:
         raise StoreOptionUnknown("Option allow_http is true or false")
-    if word:
-        return word in _TRUE
-    return any(options.get(name, "").startswith("http://") for name in ("endpoint", "base_url"))
+    plain = [name for name in ("endpoint", "base_url") if options.get(name, "").strip().lower().startswith("http://")]
+    if word in _FALSE and plain:
+        # Without this every request would fail as if the store were away.
+        raise StoreOptionUnknown(f"Option allow_http is {word}, but option {plain[0]} says http://")
+    return word in _TRUE or bool(plain)
 
 
 class CloudStore:

@@ -60,6 +60,12 @@ async def test_a_backup_and_a_restore_by_real_processes(tmp_path: Path, vault: V
     assert back.outcome()["ok"]
     content = volume.path.read_bytes()
     assert device.read_bytes() == content + bytes(device.stat().st_size - SIZE)
+    # and the digest of the whole volume is told only when it is asked for
+    assert "sha256" not in back.outcome()
+    asked = Pod.make(tmp_path, vault, url, "restore", "restore-uid", device, sha256=True, **place)
+    code, _, log = end(asked.start())
+    assert code == 0, log
+    assert asked.outcome()["sha256"] == volume.sha256()
 
 
 async def test_a_mover_imports_nothing_that_only_others_need(

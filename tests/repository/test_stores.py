@@ -198,6 +198,7 @@ async def test_a_store_that_overwrites_is_refused() -> None:
         ("s3:///p", {}, "bucket"),
         ("s3://user:SECRETVALUE@bucket/p", {}, "credentials"),
         ("s3://b/p", {"allow_http": "SECRETVALUE"}, "allow_http"),
+        ("s3://b/p", {"allow_http": "no", "endpoint": "http://SECRETVALUE"}, "allow_http"),
         ("az://c/p", {"account_name": "a", "account_key": "SECRETVALUE!"}, "options"),
     ],
 )

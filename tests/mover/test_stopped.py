@@ -1,0 +1,53 @@
+"""A mover that is stopped for longer than anybody waits, and wakes when another has done its work."""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from orchestrator.fence import OpenFence
+from orchestrator.repository.maintenance import plan_sweep, sweep
+from orchestrator.repository.manifest import list_points, open_manifest
+from orchestrator.repository.verify import verify
+from tests.blocks.volumes import CHUNK, Volume, announce, give_back, take, vault_at
+from tests.mover.movers import Pod, end
+
+MIB = 1 << 20
+
+
+async def test_a_mover_stopped_past_the_retry_wakes_and_there_is_one_good_point(tmp_path: Path) -> None:
+    # given a mover that was stopped in mid-copy
+    volume = Volume(tmp_path / "volume", 64 * MIB + 4096)
+    volume.noise(0, 8 * MIB)
+    vault = await vault_at(tmp_path / "repository")
+    url = f"file://{tmp_path / 'repository'}"
+    full = await take(vault, volume.path, [(0, 8 * MIB)], mode="allocated", chunk_size=4 * CHUNK)
+    volume.noise(4 * MIB, 48 * MIB)
+    ranges = [(4 * MIB, 48 * MIB)]
+    intent_id = await announce(vault, volume.path, ranges, mode="delta", base=full.ref, chunk_size=4 * CHUNK)
+    slow = Pod.make(tmp_path, vault, url, "backup", intent_id, volume.path, bandwidth_limit=24 * MIB)
+    stopped = slow.start()
+    assert stopped.stdout is not None
+    stopped.stdout.readline()
+    stopped.send_signal(signal.SIGSTOP)
+    # when another one does the work, and maintenance runs twice with no grace at all
+    folder = tmp_path / "second"
+    folder.mkdir()
+    code, _, log = end(Pod.make(folder, vault, url, "backup", intent_id, volume.path).start())
+    assert code == 0, log
+    now = datetime.now(UTC)
+    for later in (timedelta(days=1), timedelta(days=2)):
+        age = timedelta(days=30)
+        await sweep(vault, await plan_sweep(vault, now=now + later, grace=timedelta(0), intent_age=age), OpenFence())
+    # and the first one wakes
+    stopped.send_signal(signal.SIGCONT)
+    code, _, log = end(stopped)
+    # then it ends well, and there is one point of that intent, whole
+    assert code == 0, log
+    keys = sorted([key async for key in list_points(vault)])
+    assert len(keys) == 2
+    _, ref = await open_manifest(vault, keys[-1])
+    assert slow.outcome()["manifestDigest"] == ref.digest
+    assert await give_back(vault, ref, tmp_path / "back") == volume.sha256()
+    assert (await verify(vault, depth="full")).ok
