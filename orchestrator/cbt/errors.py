@@ -6,10 +6,9 @@ catches `RungFailed`, records `reason` and the sentence, and goes on at `next_ru
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar, Literal
 
-from orchestrator.errors import Retryable, Terminal
+from orchestrator.errors import STRUCK, Retryable, Terminal, without_tokens
 
 Rung = Literal["allocated", "full", "restart", "fail"]
 """What follows a failed rung. `restart` never leaves this room: it means once more from offset 0."""
@@ -17,16 +16,14 @@ Rung = Literal["allocated", "full", "restart", "fail"]
 SERVER_TEXT_LIMIT = 240
 """Characters kept of what a server said."""
 
-_JWT = re.compile(r"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
-
 
 def clean(text: str | None, *secrets: str) -> str:
     """Return what a server said without secrets, without control characters, at most SERVER_TEXT_LIMIT long."""
     said = text or ""
     for secret in secrets:
         if secret:
-            said = said.replace(secret, "[redacted]")
-    said = _JWT.sub("[redacted]", said)
+            said = said.replace(secret, STRUCK)
+    said = without_tokens(said)
     said = "".join(c if c.isprintable() else " " for c in said).strip()
     return said if len(said) <= SERVER_TEXT_LIMIT else said[: SERVER_TEXT_LIMIT - 1] + "…"
 

@@ -6,25 +6,22 @@ a token; about Secrets and tokens the server's own words are dropped altogether,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from orchestrator.errors import Retryable, Terminal
+from orchestrator.errors import Retryable, Terminal, without_tokens
 
 SERVER_WORDS = 400
 """Characters kept of the server's own message."""
 CAUSES = 5
 """Causes of an Invalid that are kept."""
 
-_TOKEN = re.compile(r"(?i)bearer\s+[^\s\"',]+|eyJ[\w-]{8,}(?:\.[\w-]+){0,2}")
-
 
 def redacted(text: str, limit: int = SERVER_WORDS) -> str:
     """Return `text` on one line, without anything that looks like a token, at most `limit` characters."""
-    clean = _TOKEN.sub("[redacted]", " ".join(text.split()))
+    clean = without_tokens(" ".join(text.split()))
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 

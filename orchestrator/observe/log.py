@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
-STRUCK = "[redacted]"
+from orchestrator.errors import JWT, STRUCK
+
 SHORTEST_SECRET = 6
 """Registered values under this length are not struck: they would blot out ordinary words."""
 KEY_BYTES = 32
@@ -29,7 +30,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL),
         STRUCK,
     ),
-    (re.compile(r"\beyJ[\w-]{4,}\.[\w-]{4,}(?:\.[\w-]*)*"), STRUCK),
+    (JWT, STRUCK),
     (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=:-]{6,}"), rf"\1 {STRUCK}"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), STRUCK),
     (
