@@ -6,7 +6,6 @@ Points are made by name (`decisions.backup.point_name`), so that any pass may be
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime
 from typing import assert_never
 
 import msgspec
@@ -39,7 +38,6 @@ from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.kube.errors import AlreadyExists
 from orchestrator.observe.metrics import Result
 from orchestrator.volumes.ownership import NameTaken
-from policies.duration import BadDuration
 
 FOLLOW_S = 15.0
 _RESULTS: dict[BackupPhase, Result] = {
@@ -47,13 +45,6 @@ _RESULTS: dict[BackupPhase, Result] = {
     BackupPhase.FAILED: "failed",
     BackupPhase.CANCELLED: "cancelled",
 }
-
-
-class BadExpiry(Terminal):
-    """A Backup's expireAfter can't be read; the API server refuses it, but one may be older than that rule."""
-
-    reason = "BadExpiry"
-    remedy = "Create another Backup with spec.expireAfter as 24h or 7d."
 
 
 class BackupController(Controller[Backup]):
@@ -189,7 +180,7 @@ class BackupController(Controller[Backup]):
                 repository=selection.repository,
                 full=backup.spec.full,
                 options=selection.options,
-                expires=self._expires(backup),
+                expires=decisions.expires(backup, self.context.clock.now()),
             ),
         )
         try:
@@ -198,12 +189,6 @@ class BackupController(Controller[Backup]):
             found = await self.context.client.get(RecoveryPoint, plan.name, backup.namespace)
             if found.metadata.labels.get(LABEL_BACKUP_UID) != backup.uid or found.spec.pvc_uid != claim.uid:
                 raise NameTaken("RecoveryPoint", backup.namespace, plan.name) from error
-
-    def _expires(self, backup: Backup) -> datetime | None:
-        try:
-            return decisions.expires(backup, self.context.clock.now())
-        except BadDuration as error:
-            raise BadExpiry(str(error)) from error
 
     def _counted(self, backup: Backup, seen: BackupSeen) -> BackupStatus:
         phases = [p.status.phase for p in seen.points.values()]

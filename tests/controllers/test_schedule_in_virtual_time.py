@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -273,3 +274,17 @@ async def test_a_controller_away_over_several_slots_makes_the_newest_and_counts_
     assert made.slots == [utc("2026-11-22T01:00"), utc("2026-11-22T02:00"), utc("2026-11-22T07:00")]
     assert made.status()["missedSlots"] == 4
     assert counted == 4
+
+
+async def test_a_slot_fires_on_the_loop_and_in_no_other_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue is of its loop: a key put there by a thread would lie until something else wakes the loop."""
+    async with world(utc("2026-11-22T00:05"), tmp_path, monkeypatch) as made:
+        made.policy({"every": "1h"})
+        threads: list[int] = []
+        async with made.controller() as context:
+            wake = Wake(context.caches.of(BackupPolicy), made.clock, lambda _: threads.append(threading.get_ident()))
+            task = asyncio.create_task(wake.run())
+            await asyncio.sleep(3600)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert threads == [threading.get_ident()]

@@ -318,6 +318,8 @@ class Steps:
         status = self._restore.status
         if not status.reason:
             await self._write(reason=step.reason, message=step.message[:512])
+            if seen.mover.state == "failed":
+                self._context.meter.mover_ended("restore", "failed")
             return True
         if not await self.remove_mover():
             return False

@@ -1,0 +1,137 @@
+"""A policy: its slots become Backups once, its records stay few, and a bad one harms no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.api.meta import condition
+from orchestrator.api.tidemark.backup import Backup
+from orchestrator.api.tidemark.backup_policy import BackupPolicy, Objective, Retention
+from orchestrator.app.page import page
+from orchestrator.controllers import retention, rpo
+from orchestrator.controllers.backup_policy import KEEP_BACKUPS, BackupPolicyController
+from orchestrator.decisions.backup_policy import backup_name
+from orchestrator.kube.errors import Conflict
+from orchestrator.volumes.ownership import NameTaken
+from tests.controllers.desk import CLUSTER, NAMESPACE, NOON, Desk, desk
+
+KEY = (NAMESPACE, "nightly")
+
+
+@pytest.fixture
+async def at(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk(tmp_path) as made:
+        yield made
+
+
+def missed(at: Desk) -> float | None:
+    return at.metric("tidemark_slots_missed_total", namespace=NAMESPACE, policy="nightly")
+
+
+async def test_a_strangers_backup_under_our_name_is_never_adopted(at: Desk) -> None:
+    policy = await at.policy(schedule={"every": "1h"})
+    name = backup_name(policy, NOON + timedelta(hours=1), CLUSTER)
+    at.clock.pass_(hours=1)
+    await at.backup(name, policy="nightly", status={"phase": "Completed"})
+    controller = BackupPolicyController(at.context)
+    with pytest.raises(NameTaken) as error:
+        await controller.reconcile(KEY)
+    await controller.record_error(KEY, error.value)
+    now = await at.known(BackupPolicy, "nightly")
+    told = condition(now.status.conditions, "Progressing")
+    assert told is not None
+    assert (told.status, told.reason) == ("False", "NameTaken")
+    assert now.status.last_slot is None
+    assert (await at.known(Backup, name)).spec.slot is None
+
+
+async def test_our_own_backup_of_the_slot_is_found_again_after_a_crash_before_the_status(at: Desk) -> None:
+    await at.policy(schedule={"every": "1h"})
+    at.clock.pass_(hours=1)
+    at.api.fail("PATCH", "backuppolicies/nightly/status", 409, "Conflict")
+    controller = BackupPolicyController(at.context)
+    with pytest.raises(Conflict):
+        await controller.reconcile(KEY)
+    (name,) = at.names(Backup)
+    await at.change(Backup, name, status={"phase": "Completed"})
+    await controller.reconcile(KEY)
+    assert at.names(Backup) == [name]
+    assert (await at.known(BackupPolicy, "nightly")).status.last_slot == NOON + timedelta(hours=1)
+
+
+async def test_missed_slots_are_counted_once_and_where_the_status_says_so(at: Desk) -> None:
+    await at.policy(schedule={"every": "1h"})
+    at.clock.pass_(hours=4)
+    at.api.fail("PATCH", "backuppolicies/nightly/status", 409, "Conflict")
+    controller = BackupPolicyController(at.context)
+    with pytest.raises(Conflict):
+        await controller.reconcile(KEY)
+    assert missed(at) is None
+    await at.change(Backup, at.names(Backup)[0], status={"phase": "Completed"})
+    for _ in range(3):
+        await controller.reconcile(KEY)
+    assert missed(at) == 3
+    assert (await at.known(BackupPolicy, "nightly")).status.missed_slots == 3
+    assert [reason for reason, _ in await at.events()].count("SlotsMissed") == 1
+
+
+async def test_only_the_newest_finished_backups_of_the_schedule_are_kept(at: Desk) -> None:
+    policy = await at.policy(schedule={"every": "24h"})
+    labels = {"tidemark.dev/policy-uid": policy.uid}
+    for number in range(KEEP_BACKUPS + 5):
+        slot = (NOON - timedelta(hours=number)).isoformat()
+        await at.backup(f"s{number:02}", {"phase": "Completed"}, labels, policy="nightly", slot=slot)
+    old = (NOON - timedelta(days=9)).isoformat()
+    await at.backup("by-hand", {"phase": "Completed"}, labels, policy="nightly")
+    await at.backup("of-another", {"phase": "Completed"}, {"tidemark.dev/policy-uid": "x"}, policy="other", slot=old)
+    await BackupPolicyController(at.context).reconcile(KEY)
+    kept = [f"s{number:02}" for number in range(KEEP_BACKUPS)]
+    assert at.names(Backup) == sorted([*kept, "by-hand", "of-another"])
+
+
+async def test_a_namespace_that_the_repository_does_not_admit_is_told_of(at: Desk) -> None:
+    await at.repository(allowedNamespaces=["bank"])
+    await at.policy(repository="main")
+    await BackupPolicyController(at.context).reconcile(KEY)
+    now = await at.known(BackupPolicy, "nightly")
+    told = condition(now.status.conditions, "RepositoryReady")
+    assert told is not None
+    assert (told.status, told.reason) == ("False", "NamespaceNotAllowed")
+    assert "NamespaceNotAllowed" in [reason for reason, _ in await at.events()]
+
+
+async def test_durations_that_cannot_be_reckoned_with_harm_no_other_policy(at: Desk) -> None:
+    """As a policy older than the rule in its definition would; without the guards nobody's samples are there."""
+    await at.claim("db")
+    good = await at.policy("good", objective={"rpo": "1h"})
+    await at.policy()
+    version = str(at.api.version + 1)
+    bad = msgspec.structs.replace(
+        await at.known(BackupPolicy, "nightly"),
+        spec=msgspec.structs.replace(
+            good.spec, objective=Objective(rpo="9999999999w"), retention=Retention(keep_within="9999999999w")
+        ),
+    )
+    metadata = msgspec.structs.replace(bad.metadata, resource_version=version)
+    at.context.caches.learn(msgspec.structs.replace(bad, metadata=metadata))
+    at.clock.pass_(minutes=10)
+    # the samples and the page of the good one are there, and the bad one promises nothing
+    found = {sample.policy: sample for sample in rpo.samples(at.context.caches, at.clock)}
+    assert found["good"].target_s == 3600
+    assert found["nightly"].target_s is None
+    rows = {row.name: row for row in page(at.context.caches, at.clock, version="1", leading=True).policies}
+    assert rows["good"].target_s == 3600
+    assert rows["nightly"].standing == "unprotected"
+    assert retention.Retention(at.context).due(at.clock.now()) == []
+    # the bad one says what is wrong with it
+    controller = BackupPolicyController(at.context)
+    bad_one = next(p for p in at.context.caches.of(BackupPolicy).all() if p.name == "nightly")
+    conditions = controller._checked(bad_one, NOON)
+    told = {c.type: (c.status, c.reason) for c in conditions}
+    assert told["ObjectiveValid"] == ("False", "BadDuration")
+    assert told["RetentionValid"] == ("False", "BadDuration")

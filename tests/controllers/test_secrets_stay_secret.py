@@ -1,0 +1,143 @@
+"""Whatever goes wrong, no key and no credential is in a log, an Event, a status or a metric."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.exposition import generate_latest
+
+from orchestrator.api.foreign.core import Job
+from orchestrator.api.tidemark.backup_repository import BackupRepository
+from orchestrator.controllers.backup_repository import BackupRepositoryController
+from orchestrator.controllers.repositories import TRUST_S, mover_config
+from orchestrator.observe import log
+from orchestrator.repository.keys import NamespaceIdentity
+from tests.controllers.desk import CLUSTER, NAMESPACE, SYSTEM, Desk, desk
+from tests.mover.movers import Pod, end
+
+ACCESS, PASSWORD = "PlantedAccessKeyId77", "planted/secret+access/key/0123456789abcdef"
+KEY = ("", "main")
+
+
+@pytest.fixture
+async def at(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """Everything that is logged, from debug up, as a controller's log would hold it."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    log.setup("debug", stream=stream)
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def forms(key: str) -> set[str]:
+    """Return how a 32-byte key could show."""
+    raw = bytes.fromhex(key)
+    coded = {base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode(), repr(raw)[2:-1]}
+    return {key, key.upper(), base64.b64encode(key.encode()).decode(), *coded}
+
+
+async def told(at: Desk) -> str:
+    """Return all that people can read: Events, statuses, Jobs, metrics; of Secrets nothing."""
+    await at.context.recorder.drain()
+    seen = {plural: list(found.values()) for plural, found in at.api.objects.items() if plural != "secrets"}
+    page = generate_latest(at.context.meter.registry).decode()
+    return json.dumps(seen) + page
+
+
+async def controllers_at_work(at: Desk, key: str) -> None:
+    """Let a repository work, be swept, lose its credentials, its key and its place."""
+    controller = BackupRepositoryController(at.context)
+    await at.repository(key=key)
+    await controller._process(KEY)
+    identity = NamespaceIdentity(CLUSTER, "uid-1", NAMESPACE)
+    await at.context.repositories.vault("main", identity, create=True)
+    at.clock.pass_(hours=26)
+    await controller._process(KEY)
+    assert at.names(Job) != []
+    await at.secret("main-key", master__key=key[:-2])
+    at.clock.pass_(seconds=TRUST_S + 1)
+    await controller._process(KEY)
+    credentials = {"access_key_id": ACCESS, "secret_access_key": PASSWORD, "region": "eu-north-1"}
+    for extra in ({"endpoint": "http://127.0.0.1:9", "allow_http": "true"}, {"colour": PASSWORD}):
+        await at.secret("main-key", master__key=key)
+        await at.secret("cloud", **credentials, **extra)
+        spec = {"url": "s3://bucket/x", "encryptionSecret": "main-key", "credentialsSecret": "cloud"}
+        whole = {**spec, "allowedNamespaces": ["*"]}
+        metadata = at.api.objects["backuprepositories"][("", "main")]["metadata"]
+        metadata = {**metadata, "generation": metadata["generation"] + 1}
+        await at.change(
+            BackupRepository, "main", spec={**spec, "allowedNamespaces": ["*"]}, metadata=metadata, status={}
+        )
+        at.clock.pass_(seconds=TRUST_S + 1)
+        await controller._process(KEY)
+        assert (await at.known(BackupRepository, "main")).status.ready == "False"
+
+
+@pytest.mark.timeout(60)
+async def test_a_controller_never_shows_a_key_or_a_credential(
+    at: Desk, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.controllers.repositories.OPEN_TIMEOUT_S", 3.0)
+    key = secrets.token_hex(32)
+    await controllers_at_work(at, key)
+    # and should somebody log one all the same, by whatever form
+    for shape in sorted(forms(key) | {ACCESS, PASSWORD}):
+        logging.getLogger("careless").error("it is %s", shape, extra={"given": {"x": shape}})
+    shown = lines.getvalue() + await told(at)
+    assert "careless" in shown
+    assert "StoreOptionUnknown" in shown or "StoreUnavailable" in shown
+    assert [shape for shape in forms(key) | {ACCESS, PASSWORD, PASSWORD[:20]} if shape in shown] == []
+    logging.getLogger("plain").error("eu-north-1 is a place")
+    assert "eu-north-1 is a place" in lines.getvalue(), "where the store is, is no secret"
+
+
+async def test_a_movers_keys_are_struck_from_the_controllers_log(at: Desk, lines: io.StringIO) -> None:
+    """A controller holds each namespace's keys while it starts that namespace's movers."""
+    await at.repository()
+    opened, vault = await at.context.repositories.vault("main", NamespaceIdentity(CLUSTER, "u", "n"), create=True)
+    config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
+    held = [*vault.keys.data_keys.values(), vault.keys.chunk_id_key]
+    logging.getLogger("careless").error("%s %s", config.keys, [key.hex() for key in held])
+    shown = lines.getvalue() + repr(config)
+    assert [key for key in held if key.hex() in shown or base64.b64encode(key).decode() in shown] == []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"colour": PASSWORD}, {"secret_access_key": PASSWORD, "access_key_id": ACCESS}]
+)
+async def test_a_mover_never_shows_a_key_or_a_credential(at: Desk, tmp_path: Path, options: dict[str, Any]) -> None:
+    await at.repository()
+    _, vault = await at.context.repositories.vault("main", NamespaceIdentity(CLUSTER, "u", "n"), create=True)
+    url = f"file://{tmp_path}/main" if not options else "s3://bucket/x"
+    if "access_key_id" in options:
+        options = {**options, "endpoint": "http://127.0.0.1:9", "allow_http": "true", "retry_timeout": "1s"}
+    pod = Pod.make(
+        tmp_path, vault, url, "restore", "r-1", tmp_path / "device", store_options=options, manifest_key="ns/absent"
+    )
+    process = pod.start(TIDEMARK_LOG_LEVEL="debug")
+    try:
+        code, progress, said = end(process)
+    finally:
+        process.kill()
+    shown = said + json.dumps(progress) + json.dumps(pod.outcome())
+    assert code != 0
+    assert pod.outcome()["reason"]
+    held = [key for raw in (*vault.keys.data_keys.values(), vault.keys.chunk_id_key) for key in forms(raw.hex())]
+    assert [shape for shape in [*held, ACCESS, PASSWORD] if shape in shown] == []
+    assert SYSTEM not in shown
