@@ -210,16 +210,17 @@ def test_a_namespace_is_deleted_and_waited_for(cluster: Cluster) -> None:
     assert f'namespace "{ns}" deleted' in done.stdout
 
 
-OLDER = [f"kubectl.{version}" for version in ("1.27", "1.28", "1.29")]
+OLDER = [f"kubectl.{version}" for version in ("1.20", "1.27", "1.28", "1.29")]
+"""What an older client is called; `make real-tools` takes one from Debian's package."""
 
 
 def test_an_older_kubectl_works_as_well(cluster: Cluster, ns: str, group: str) -> None:
     binary = clusters.find_kubectl()
     assert binary is not None
-    beside = str(Path(binary).resolve().parent)
+    beside = str(Path(binary).parent)
     older = next((b for b in (shutil.which(name, path=beside) for name in OLDER) if b), None)
     if older is None:
-        pytest.skip("there is no older kubectl beside the one in use")
+        pytest.skip("needs an older kubectl beside the one in use (make real-tools)")
 
     def run(*arguments: str, stdin: str = "") -> str:
         command = [older, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, *arguments]
@@ -228,5 +229,7 @@ def test_an_older_kubectl_works_as_well(cluster: Cluster, ns: str, group: str) -
 
     assert "created" in run("apply", "-f", "-", stdin=_gadget(group))
     assert "configured" in run("apply", "-f", "-", stdin=_gadget(group, 5))
-    assert 'unknown field "spec.unknown"' in run("apply", "-f", "-", stdin=_gadget(group, unknown=1))
+    refused = run("apply", "-f", "-", stdin=_gadget(group, unknown=1))
+    assert "unknown field" in refused
+    assert '"spec.unknown"' in refused or '"unknown"' in refused  # before 1.25 the client itself looked
     assert "What is wanted." in run("explain", "gadgets.spec", f"--api-version={group}/v1")

@@ -26,3 +26,11 @@ build kubernetes k8s.io/kubernetes/cmd/kube-apiserver v1.36.3
 build kubernetes k8s.io/kubernetes/cmd/kubectl v1.36.3
 build s3 github.com/versity/versitygw/cmd/versitygw ""
 build helm helm.sh/helm/v3/cmd/helm ""
+
+# An old client speaks otherwise (it validates by itself, by OpenAPI v2): Debian still ships one.
+if [ ! -x "$out/kubectl.1.20" ] && command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
+  echo "unpacking kubectl.1.20"
+  scratch="$(mktemp -d)"
+  (cd "$scratch" && apt-get download -qq kubernetes-client && dpkg -x kubernetes-client*.deb . && cp usr/bin/kubectl "$out/kubectl.1.20")
+  rm -rf "$scratch"
+fi
