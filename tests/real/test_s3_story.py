@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import socket
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,14 @@ class S3Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         environment = {**os.environ, "ROOT_ACCESS_KEY": "testkey", "ROOT_SECRET_KEY": "testsecret"}
-        self._process = subprocess.Popen(
-            [self._program, "--quiet", "--port", f"127.0.0.1:{self.port}", "posix", str(self._folder / "data")],
-            env=environment,
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        command = [self._program, "--quiet", "--port", f"127.0.0.1:{self.port}", "posix", str(self._folder / "data")]
+        quiet = asyncio.subprocess.DEVNULL
+        self._process = await asyncio.create_subprocess_exec(
+            *command, env=environment, cwd=self._folder, stdout=quiet, stderr=quiet
         )
         async with asyncio.timeout(20):
             while True:
@@ -61,10 +58,10 @@ class S3Server:
                 writer.close()
                 return
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            await self._process.wait()
             self._process = None
 
     @property
@@ -140,7 +137,7 @@ async def s3(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installe
             await found.start_controller()
             yield Installed(found, server, image)
         finally:
-            server.kill()
+            await server.kill()
 
 
 async def test_a_server_that_is_down_at_the_start_is_a_condition_and_the_backup_completes_when_it_is_up(
@@ -237,7 +234,7 @@ async def test_a_server_killed_in_mid_backup_and_back_loses_nothing(s3: Installe
     async with asyncio.timeout(60):
         while not found.movers(found.folder):
             await asyncio.sleep(0.05)
-    s3.server.kill()
+    await s3.server.kill()
     await asyncio.sleep(8)
     assert (await found.client.get(Backup, "cut", NAMESPACE)).status.completion_time is None
     await s3.server.start()
