@@ -190,7 +190,7 @@ async def _in_repository(
             "namespace": record.namespace.name,
             "namespaceUid": record.namespace.uid,
             "pvc": record.pvc_name,
-            "snapshotTime": record.snapshot_time,
+            "snapshotTime": record.snapshot_time.isoformat(),
             "mode": record.actual_mode,
             "volume": record.volume_size,
             "uploaded": stats.uploaded,

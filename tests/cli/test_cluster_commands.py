@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -420,6 +421,16 @@ def test_a_cluster_without_tidemark_says_so(
 # Times
 
 
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local time is not UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.mark.parametrize(
     ("text", "instant", "assumed"),
     [
@@ -432,7 +443,8 @@ def test_a_cluster_without_tidemark_says_so(
         ("2026-03-01T12:00:30Z", NOW + timedelta(seconds=30), False),
     ],
 )
-def test_a_time_is_read_as_people_write_it(text: str, instant: datetime, assumed: bool) -> None:
+@pytest.mark.usefixtures("far_away")
+def test_a_time_is_read_as_people_write_it_wherever_they_are(text: str, instant: datetime, assumed: bool) -> None:
     assert read_instant(text, NOW, "--as-of") == (instant, assumed)
 
 
