@@ -32,6 +32,7 @@ NOUNS = {
     "rp": "RecoveryPoint",
     "restores": "Restore",
     "restore": "Restore",
+    "rst": "Restore",
     "rs": "Restore",
     "repositories": "BackupRepository",
     "repository": "BackupRepository",
