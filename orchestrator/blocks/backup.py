@@ -32,7 +32,7 @@ from orchestrator.errors import MESSAGE_LIMIT, TidemarkError
 from orchestrator.extents import ChunkSet
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import load_damage
-from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing
+from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing, UnsupportedFormat
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
 from orchestrator.repository.manifest import PointRef, PointStats
@@ -134,7 +134,7 @@ def _reading_earlier() -> Iterator[None]:
     """Tell damage of the earlier point's map from all other errors: the copy can do without it."""
     try:
         yield
-    except (Damaged, ObjectMissing) as error:
+    except (Damaged, ObjectMissing, UnsupportedFormat) as error:
         raise _EarlierUnreadable(error) from error
 
 

@@ -5,20 +5,25 @@ A record names an object and the slots in it, or the whole object; that points i
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, Kind, ObjectRef
 from orchestrator.repository.manifest import Manifest, PointRef, open_manifest
 from orchestrator.repository.pack import Entry
 from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
+
+if TYPE_CHECKING:
+    from orchestrator.repository.chunkmap import MapReader
+    from orchestrator.repository.page import Inner
 
 
 class DamageRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -99,6 +104,10 @@ async def load_damage(vault: Vault) -> DamageIndex:
     return index
 
 
+LOOK_S = 45.0
+"""Seconds that may go into finding what the damage on record hurts of one point: its whole map is read for that."""
+
+
 class BaseCheck(NamedTuple):
     """Whether a point can be a base, and what must be read again if it is."""
 
@@ -108,10 +117,11 @@ class BaseCheck(NamedTuple):
     """Runs [first, stop) of damaged chunk indexes: add them to what is read."""
 
 
-async def check_base(vault: Vault, ref: PointRef) -> BaseCheck:
+async def check_base(vault: Vault, ref: PointRef, *, within_s: float = LOOK_S) -> BaseCheck:
     """Open manifest and root page and look at the damage records; never raises for damage.
 
-    Damage to chunks or leaves leaves a base usable, with `heal`; damage to an inner page doesn't.
+    Damage to chunks or leaves leaves a base usable, with `heal`; damage to an inner page doesn't. Where finding out
+    takes longer than `within_s` the base isn't used: its next heir would wait for ever otherwise.
     """
     from orchestrator.repository.chunkmap import MapReader
 
@@ -119,8 +129,11 @@ async def check_base(vault: Vault, ref: PointRef) -> BaseCheck:
         manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
         await MapReader(vault, manifest.root).check_root()
         damage = await load_damage(vault)
-        heal = [run async for run in damaged_runs(vault, manifest, damage)] if damage else []
-    except (Damaged, ObjectMissing, ManifestMissing, PointCancelled) as error:
+        async with asyncio.timeout(within_s):
+            heal = [run async for run in damaged_runs(vault, manifest, damage)] if damage else []
+    except TimeoutError:
+        return BaseCheck(False, f"finding what is damaged in {ref.key} takes too long")
+    except (Damaged, ObjectMissing, ManifestMissing, PointCancelled, UnsupportedFormat) as error:
         return BaseCheck(False, str(error))
     return BaseCheck(True, heal=tuple(_joined(heal)))
 
@@ -128,26 +141,39 @@ async def check_base(vault: Vault, ref: PointRef) -> BaseCheck:
 async def damaged_runs(vault: Vault, manifest: Manifest, damage: DamageIndex) -> AsyncIterator[tuple[int, int]]:
     """Yield runs [first, stop) of a point's chunks that are damaged, ascending.
 
-    Reads leaves that may be touched. Raises Damaged for a damaged inner page.
+    Reads leaves that may be touched, many at once. Raises Damaged for a damaged inner page.
     """
     from orchestrator.repository.chunkmap import MapReader
 
     reader, count = MapReader(vault, manifest.root), manifest.root.chunk_count
+    async for node, page, number in _ahead(reader, damage, count):
+        base = (node * FAN_OUT + number) * LEAF_CHUNKS
+        stop = min(base + LEAF_CHUNKS, count)
+        overlay = dict(page.overlay(number))
+        ref = page.child(number)
+        bad: set[int] = {at for at, entry in overlay.items() if entry is not None and damage.touches(entry)}
+        if ref is not None and damage.touches_page(ref.object, ref.slot):
+            bad.update(set(range(stop - base)) - set(overlay))
+        elif ref is not None:
+            leaf = (await reader.leaves([ref]))[ref]
+            if any(pack in damage.packs for pack in leaf.packs):
+                bad.update(at for at, e in leaf.chunks() if at not in overlay and damage.touches(e))
+        for at in sorted(bad):
+            yield base + at, base + at + 1
+
+
+async def _ahead(reader: MapReader, damage: DamageIndex, count: int) -> AsyncIterator[tuple[int, Inner, int]]:
+    """Yield (level-1 page's number, page, leaf in it), ascending, the leaves of each batch fetched before."""
+    from orchestrator.repository.chunkmap import BATCH_LEAVES
+
     async for node, page in reader.level1(0, -(-count // LEAF_CHUNKS)):
-        for number in page.numbers():
-            base = (node * FAN_OUT + number) * LEAF_CHUNKS
-            stop = min(base + LEAF_CHUNKS, count)
-            overlay = dict(page.overlay(number))
-            ref = page.child(number)
-            bad: set[int] = {at for at, entry in overlay.items() if entry is not None and damage.touches(entry)}
-            if ref is not None and damage.touches_page(ref.object, ref.slot):
-                bad.update(set(range(stop - base)) - set(overlay))
-            elif ref is not None:
-                leaf = (await reader.leaves([ref]))[ref]
-                if any(pack in damage.packs for pack in leaf.packs):
-                    bad.update(at for at, e in leaf.chunks() if at not in overlay and damage.touches(e))
-            for at in sorted(bad):
-                yield base + at, base + at + 1
+        numbers = list(page.numbers())
+        for start in range(0, len(numbers), BATCH_LEAVES):
+            some = numbers[start : start + BATCH_LEAVES]
+            refs = [ref for n in some if (ref := page.child(n)) is not None]
+            await reader.leaves([ref for ref in refs if not damage.touches_page(ref.object, ref.slot)])
+            for number in some:
+                yield node, page, number
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from orchestrator.blocks.backup import CopyOptions, backup
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.damage import DamageRecord, check_base, put_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.vault import Vault
 from tests.blocks.stores import MemoryStore
-from tests.blocks.volumes import CHUNK, Point, Volume, announce, give_back, run, take, vault_on
+from tests.blocks.volumes import CHUNK, Point, Volume, announce, give_back, run, take, vault_at, vault_on
 
 Harm = Callable[[dict[str, bytes], str], None]
 
@@ -137,3 +141,39 @@ async def test_one_shard_may_step_down_while_the_other_stays_a_delta(tmp_path: P
     assert await give_back(vault, point, tmp_path / "back") == volume.sha256()
     record = (await open_manifest(vault, point.ref.key))[0].record
     assert (record.actual_mode, record.reason) == ("delta", "BaseIncomplete")
+
+
+async def test_what_a_damage_record_hurts_is_found_without_a_request_for_every_leaf(tmp_path: Path) -> None:
+    # given a point with eight leaves, and one damaged chunk on record
+    volume = Volume(tmp_path / "volume", 8 * 1024 * CHUNK)
+    for leaf in range(8):
+        for index in range(70):
+            volume.text((leaf * 1024 + index) * CHUNK, 100)
+    store = MemoryStore()
+    vault = await vault_on(store)
+    ranges = [(leaf * 1024 * CHUNK, 70 * CHUNK) for leaf in range(8)]
+    full = await take(vault, volume.path, ranges, mode="allocated")
+    assert (await check_base(vault, full.ref)).heal == ()
+    entry = (await MapReader(vault, (await open_manifest(vault, full.ref.key))[0].root).lookup([3 * 1024]))[3 * 1024]
+    what = DamageRecord(kind="pack", object=entry.pack.to_bytes().hex(), what="test", found=datetime.now(UTC))
+    await put_damage(vault, what, [entry.slot])
+    # when the base is looked at, then the chunk is found with a handful of requests
+    start = store.requests
+    check = await check_base(vault, full.ref)
+    assert (check.usable, check.heal) == (True, ((3 * 1024, 3 * 1024 + 1),))
+    assert store.requests - start <= 7
+
+
+async def test_a_base_that_takes_too_long_to_look_through_is_done_without(tmp_path: Path) -> None:
+    volume = Volume(tmp_path / "volume", 100 * CHUNK)
+    volume.noise(0, 90 * CHUNK)
+    vault = await vault_at(tmp_path / "repository")
+    full = await take(vault, volume.path)
+    (pack,) = [info.key async for info in vault.store.list(vault.names.packs)]
+    ref = ObjectRef.named(full.id, pack.rpartition("/")[2])
+    what = DamageRecord(kind="pack", object=ref.to_bytes().hex(), what="test", found=datetime.now(UTC))
+    await put_damage(vault, what, [])
+    assert (await check_base(vault, full.ref)).usable
+    check = await check_base(vault, full.ref, within_s=0.0)
+    assert not check.usable
+    assert "too long" in check.why

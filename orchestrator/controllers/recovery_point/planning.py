@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ from orchestrator.controllers.recovery_point.work import Work, lineage_of
 from orchestrator.decisions.recovery_point import RecoveryPointSeen
 from orchestrator.errors import Terminal
 from orchestrator.repository.damage import check_base
-from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.manifest import Manifest, PointRecord, PointRef, list_lineage, open_manifest
 from orchestrator.repository.plan import Plan, open_plan, put_plan
@@ -55,6 +55,15 @@ class SizeUnknown(Terminal):
     remedy = "The driver must report the volume's capacity or the snapshot's restore size."
 
 
+class Earlier(NamedTuple):
+    """An earlier point as it was opened."""
+
+    ref: PointRef
+    manifest: Manifest
+    heal: tuple[tuple[int, int], ...]
+    """Runs of its chunks that are known to be damaged: a delta reads them again."""
+
+
 # What to build on
 
 
@@ -67,7 +76,7 @@ async def choose(work: Work, seen: RecoveryPointSeen) -> None:
     expected = choice.reason in _EXPECTED
     base = None
     if choice.base is not None and choice.mode == "delta":
-        record = found[choice.base.id][1].record
+        record = found[choice.base.id].manifest.record
         base = PointBase(point=record.point_name, uid=record.point_id, snapshot_handle=record.base_id)
     await work.write(
         sequence=sequence,
@@ -94,9 +103,7 @@ async def _next_sequence(seen: RecoveryPointSeen, vault: Vault, name: str) -> in
     return max(highest, *(p.status.sequence for p in seen.siblings), 0) + 1
 
 
-async def _choose(
-    work: Work, seen: RecoveryPointSeen, vault: Vault
-) -> tuple[lineage.Choice, dict[str, tuple[PointRef, Manifest]]]:
+async def _choose(work: Work, seen: RecoveryPointSeen, vault: Vault) -> tuple[lineage.Choice, dict[str, Earlier]]:
     status, options = work.status, work.point.spec.options
     assert status.snapshot_time is not None
     target = lineage.Target(
@@ -113,7 +120,7 @@ async def _choose(
     newest = sorted(keys, key=sequence_of, reverse=True)
     wanted = newest[:LOOK_BACK]
     wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
-    found: dict[str, tuple[PointRef, Manifest]] = {}
+    found: dict[str, Earlier] = {}
     candidates: list[lineage.Candidate] = []
     for key in wanted:
         candidate = await _candidate(work, vault, key, records.get(key), found)
@@ -121,21 +128,27 @@ async def _choose(
             candidates.append(candidate)
             if target.full_every is None and not lineage.judge(candidate, target)[0]:
                 break  # a good base: older ones can only be worse
+    candidates += [_unreadable(work, key) for key, p in records.items() if key not in keys and _expected_there(p)]
     return lineage.choose_base(candidates, target), found
 
 
 async def _candidate(
-    work: Work, vault: Vault, key: str, record: RecoveryPoint | None, found: dict[str, tuple[PointRef, Manifest]]
+    work: Work, vault: Vault, key: str, record: RecoveryPoint | None, found: dict[str, Earlier]
 ) -> lineage.Candidate | None:
-    """Return what the manifest says of an earlier point, None when it is none (any more)."""
+    """Return what the manifest says of an earlier point, None when it was removed or ended.
+
+    One that can't be read is no base, but it counts as a point: otherwise the next one would be a full without a word.
+    """
     digest = record.status.manifest.digest if record is not None and record.status.manifest is not None else None
     try:
         manifest, ref = await open_manifest(vault, key, digest=digest)
-    except (ManifestMissing, PointCancelled, Damaged):
-        return None  # removed, ended or damaged: not a base; verify and its condition tell of damage
+    except (ManifestMissing, PointCancelled):
+        return None
+    except (Damaged, UnsupportedFormat):
+        return _unreadable(work, key)
     told = manifest.record
     check = await check_base(vault, ref)
-    found[told.point_id] = (ref, manifest)
+    found[told.point_id] = Earlier(ref, manifest, check.heal)
     return lineage.Candidate(
         id=told.point_id,
         sequence=told.sequence,
@@ -148,6 +161,27 @@ async def _candidate(
         snapshot_kept=await _snapshot_kept(work, record),
         whole=told.actual_mode == "full",
     )
+
+
+def _unreadable(work: Work, key: str) -> lineage.Candidate:
+    """Return a candidate of which nothing is known but that it should be there."""
+    assert work.status.snapshot_time is not None
+    return lineage.Candidate(
+        id=key,
+        sequence=sequence_of(key),
+        time=work.status.snapshot_time,
+        driver=work.status.driver,
+        volume_handle=work.status.volume_handle,
+        size_bytes=0,
+        base_id="",
+        usable=False,
+        snapshot_kept=False,
+    )
+
+
+def _expected_there(record: RecoveryPoint) -> bool:
+    """Return whether nobody asked for the point's data to go: then its manifest was lost behind our back."""
+    return record.status.phase is PointPhase.COMPLETED and not record.spec.prune and not record.deleting
 
 
 async def _snapshot_kept(work: Work, record: RecoveryPoint | None) -> bool:
@@ -215,8 +249,7 @@ async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> P
     record = await _record(work, seen)
     async with work.vault() as (_, vault):
         choice, found = await _choose(work, seen, vault)
-        ref, earlier = found[choice.base.id] if choice.base is not None else (None, None)
-        heal = (await check_base(vault, ref)).heal if ref is not None else ()
+    ref, earlier, heal = found[choice.base.id] if choice.base is not None else (None, None, ())
     if earlier is not None:
         # One size of chunk for the volume's life: ids at the same index must be comparable.
         record = msgspec.structs.replace(record, chunk_size=earlier.root.chunk_size)

@@ -7,10 +7,12 @@ the repository can be reached: a forgotten mover can then no longer commit a poi
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.fields import Bytes, Seconds
 from orchestrator.api.tidemark.recovery_point import PointManifest, PointPhase
+from orchestrator.controllers.recovery_point import ladder
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.errors import TidemarkError
 from orchestrator.repository.chunkmap import MapReader
@@ -72,6 +74,10 @@ async def _record(work: Work, ref: PointRef) -> None:
     async with work.vault() as (opened, vault):
         manifest, ref = await open_manifest(vault, ref.key, digest=ref.digest)
     now, stats, record = work.context.clock.now(), manifest.stats, manifest.record
+    changes: dict[str, Any] = {}
+    if stepped_down := bool(work.status.mode) and record.actual_mode != work.status.mode:
+        # The mover could not read the base: what was planned is not what came of it.
+        changes = {"base": None, "fallback_reason": record.reason or ""}
     seconds = _seconds(work, manifest, now)
     size = manifest.root.volume_size
     await work.write(
@@ -97,7 +103,10 @@ async def _record(work: Work, ref: PointRef) -> None:
         seconds=seconds,
         manifest=PointManifest(key=ref.key, digest=ref.digest, repository_id=opened.repository.id),
         conditions=work.final_conditions("True", "Completed"),
+        **changes,
     )
+    if stepped_down:
+        ladder.tell(work, record.reason or "", (record.message or "")[:1024])
     _count(work)
     work.event(
         "Normal",
