@@ -104,6 +104,7 @@ def redact_key(key: str | bytes) -> None:
         if len(form) == KEY_BYTES:
             redact(form.hex())
             redact(form.hex().upper())
+            redact(base64.b64encode(form.hex().encode()))
             redact(base64.b64encode(form).rstrip(b"="))
             redact(base64.urlsafe_b64encode(form).rstrip(b"="))
             redact(repr(form)[2:-1])

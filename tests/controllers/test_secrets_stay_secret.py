@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,15 +16,18 @@ import pytest
 from prometheus_client.exposition import generate_latest
 
 from orchestrator.api.foreign.core import Job
+from orchestrator.api.mover import MoverConfig
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.controllers.backup_repository import BackupRepositoryController
 from orchestrator.controllers.repositories import TRUST_S, mover_config
+from orchestrator.mover.main import strike_secrets
 from orchestrator.observe import log
 from orchestrator.repository.keys import NamespaceIdentity
 from tests.controllers.desk import CLUSTER, NAMESPACE, SYSTEM, Desk, desk
 from tests.mover.movers import Pod, end
 
 ACCESS, PASSWORD = "PlantedAccessKeyId77", "planted/secret+access/key/0123456789abcdef"
+CLOUD = {"secret_access_key": PASSWORD, "access_key_id": ACCESS}
 KEY = ("", "main")
 
 
@@ -81,9 +85,7 @@ async def controllers_at_work(at: Desk, key: str) -> None:
         whole = {**spec, "allowedNamespaces": ["*"]}
         metadata = at.api.objects["backuprepositories"][("", "main")]["metadata"]
         metadata = {**metadata, "generation": metadata["generation"] + 1}
-        await at.change(
-            BackupRepository, "main", spec={**spec, "allowedNamespaces": ["*"]}, metadata=metadata, status={}
-        )
+        await at.change(BackupRepository, "main", spec=whole, metadata=metadata, status={})
         at.clock.pass_(seconds=TRUST_S + 1)
         await controller._process(KEY)
         assert (await at.known(BackupRepository, "main")).status.ready == "False"
@@ -118,9 +120,7 @@ async def test_a_movers_keys_are_struck_from_the_controllers_log(at: Desk, lines
     assert [key for key in held if key.hex() in shown or base64.b64encode(key).decode() in shown] == []
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"colour": PASSWORD}, {"secret_access_key": PASSWORD, "access_key_id": ACCESS}]
-)
+@pytest.mark.parametrize("options", [{}, {"colour": PASSWORD}, CLOUD])
 async def test_a_mover_never_shows_a_key_or_a_credential(at: Desk, tmp_path: Path, options: dict[str, Any]) -> None:
     await at.repository()
     _, vault = await at.context.repositories.vault("main", NamespaceIdentity(CLUSTER, "u", "n"), create=True)
@@ -141,3 +141,20 @@ async def test_a_mover_never_shows_a_key_or_a_credential(at: Desk, tmp_path: Pat
     held = [key for raw in (*vault.keys.data_keys.values(), vault.keys.chunk_id_key) for key in forms(raw.hex())]
     assert [shape for shape in [*held, ACCESS, PASSWORD] if shape in shown] == []
     assert SYSTEM not in shown
+
+
+async def test_a_mover_has_its_keys_struck_before_it_does_anything(at: Desk, lines: io.StringIO) -> None:
+    await at.repository()
+    opened, vault = await at.context.repositories.vault("main", NamespaceIdentity(CLUSTER, "u", "n"), create=True)
+    keys = vault.keys.to_json().decode()
+    config = MoverConfig(
+        task="verify", point="p", url=opened.url, keys=keys, store_options={**CLOUD, "region": "eu-1-x"}
+    )
+    strike_secrets(config)
+    held = [*vault.keys.data_keys.values(), vault.keys.chunk_id_key]
+    for shape in [keys, ACCESS, PASSWORD, *(form for key in held for form in forms(key.hex()))]:
+        logging.getLogger("careless").error("it is %s in eu-1-x", shape)
+    shown = lines.getvalue()
+    assert "eu-1-x" in shown
+    assert [key for key in held if forms(key.hex()) & set(re.findall(r"[^\s\"]+", shown))] == []
+    assert not any(word in shown for word in (ACCESS, PASSWORD, *(key.hex() for key in held)))
