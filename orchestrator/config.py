@@ -36,6 +36,12 @@ class Settings:
     clone_timeout_s: float = 600.0
     mover_attempts: int = 5
     """Pods tried for one point before it fails."""
+    mover_stall_s: float = 1800.0
+    """A mover that gets nowhere for this long is taken for hung, and another one takes its place."""
+    pod_overdue_s: float = 60.0
+    """A pod that is still there so long after its grace has ended is deleted without waiting for its node."""
+    maintenance_deadline_s: float = 6 * 3600.0
+    """A maintenance Job may run this long; what it did not finish is done at the next slot."""
     lease_duration_s: float = 15.0
     lease_renew_s: float = 10.0
     finalizer_bound_s: float = 300.0

@@ -54,6 +54,7 @@ from orchestrator.decisions.recovery_point_steps import (
     Rehome,
     Release,
     ReleaseSlot,
+    RemoveMover,
     RetryMover,
     StartMover,
     Step,
@@ -61,6 +62,7 @@ from orchestrator.decisions.recovery_point_steps import (
     TearDown,
     Wait,
 )
+from orchestrator.decisions.stall import STALLED, sentence, stalled
 from policies import lineage
 
 MOVER = "Mover"
@@ -276,11 +278,10 @@ def _copying(seen: RecoveryPointSeen) -> Step:
             return _before_mover(seen)
         case "pending" | "running":
             if mover.deleting:
-                return Wait("MoverStopping", "A mover is being removed.", after_s=1.0)
-            stuck = mover.state == "pending" and _older_than(
-                seen, seen.point.status.granted_time, seen.bounds.clone_timeout_s
-            )
-            return ReleaseSlot() if stuck else Follow()
+                return RemoveMover()
+            if mover.state == "pending" and _older_than(seen, _waiting_since(seen), seen.bounds.clone_timeout_s):
+                return ReleaseSlot()
+            return _stalled(seen) or Follow()
         case _:
             assert_never(mover.state)
 
@@ -296,11 +297,30 @@ def _mover_failed(seen: RecoveryPointSeen) -> Step:
     return RetryMover(reason, message)
 
 
+def _stalled(seen: RecoveryPointSeen) -> Step | None:
+    """Give up a mover of which nothing has changed for too long."""
+    told, mover, bound_s = seen.point.status.conditions, seen.mover, seen.bounds.mover_stall_s
+    if not mover.sign or not stalled(told, mover.sign, seen.now, bound_s):
+        return None
+    message = sentence(bound_s, told)
+    if mover.attempt >= seen.bounds.mover_attempts:
+        return _fail(STALLED, f"{mover.attempt} movers failed. {message}")
+    return RetryMover(STALLED, message)
+
+
+def _waiting_since(seen: RecoveryPointSeen) -> datetime | None:
+    """Return since when the mover should have come up: the slot was granted, or the one before it failed."""
+    granted, failed = seen.point.status.granted_time, condition(seen.point.status.conditions, MOVER)
+    if granted is None or failed is None or failed.status != "False" or failed.last_transition_time is None:
+        return granted
+    return max(granted, failed.last_transition_time)
+
+
 def _before_mover(seen: RecoveryPointSeen) -> Step:
     status = seen.point.status
     if status.attempts >= seen.bounds.mover_attempts:
         return _given_up(seen)
-    if _older_than(seen, status.granted_time, seen.bounds.clone_timeout_s):
+    if _older_than(seen, _waiting_since(seen), seen.bounds.clone_timeout_s):
         return ReleaseSlot()
     if not seen.rehome_started:
         return Rehome()
@@ -405,6 +425,7 @@ __all__ = [
     "Rehome",
     "Release",
     "ReleaseSlot",
+    "RemoveMover",
     "RetryMover",
     "StartMover",
     "Step",

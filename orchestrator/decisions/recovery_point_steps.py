@@ -21,6 +21,7 @@ class Bounds:
     clone_timeout_s: float
     mover_attempts: int
     finalizer_bound_s: float
+    mover_stall_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class MoverSeen:
     deleting: bool = False
     outcome: MoverOutcome | None = None
     message: str = ""
+    sign: str = ""
+    """What is seen of it (`decisions.stall.sign`); "" until the last change that was noted is long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,11 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveMover:
+    """See that a mover whose Job is being deleted goes."""
+
+
+@dataclass(frozen=True, slots=True)
 class RetryMover:
     """Clear a failed mover away and note why, so that another one can start."""
 
@@ -204,6 +212,7 @@ Step = (
     | Clone
     | StartMover
     | Follow
+    | RemoveMover
     | RetryMover
     | ReleaseSlot
     | Commit

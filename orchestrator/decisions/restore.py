@@ -4,11 +4,13 @@
       --RecordFilled, RemoveMover--> HandingOver --SaveVolume, RemovePrime, RemoveOldVolume, CreateVolume, CreateClaim,
       PutBack--> Completed
 
+    a mover that hangs or is lost --StartOver--> Provisioning, with another volume
     any state before SaveVolume --Abort--> Failed | Cancelled, with nothing left behind
 
 A tenant never sees a half-filled volume: the claim is created last. From the moment the volume's spec is saved the
 hand-over is carried to its end, whoever cancels: the old object may be gone already, and the saved text is then the
-only reference to the volume.
+only reference to the volume. A volume to which a mover may still write, because nobody could see it end, is never
+handed over: it is thrown away, and another one is filled.
 """
 
 from __future__ import annotations
@@ -18,10 +20,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim
+from orchestrator.api.meta import condition
 from orchestrator.api.mover import MoverOutcome
 from orchestrator.api.tidemark.fields import LABEL_RESTORED_BY
-from orchestrator.api.tidemark.restore import Restore, RestorePhase
+from orchestrator.api.tidemark.restore import Restore, RestorePhase, RestoreStatus
+from orchestrator.decisions.stall import STALLED
 
+MOVER = "Mover"
+"""Type of the condition that says how the last mover failed."""
+LOST = "MoverLost"
+UNSEEN = frozenset({STALLED, LOST})
+"""Reasons of a mover's end that nobody saw: it may still write."""
 FINAL = frozenset({RestorePhase.COMPLETED, RestorePhase.FAILED, RestorePhase.CANCELLED})
 
 
@@ -32,6 +41,10 @@ class MoverSeen:
     state: Literal["missing", "pending", "running", "succeeded", "failed", "deleting"] = "missing"
     outcome: MoverOutcome | None = None
     message: str = ""
+    stalled: bool = False
+    """Nothing of it has changed for too long."""
+    lost: bool = False
+    """Its pod should have gone long ago, and its node doesn't answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,11 @@ class Follow:
 @dataclass(frozen=True, slots=True)
 class RemoveMover:
     """Remove the Job, its pods and its Secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """Remove the mover whose end nobody saw, and the volume to which it may still write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +197,7 @@ Step = (
     | StartMover
     | Follow
     | RemoveMover
+    | StartOver
     | RecordFilled
     | AwaitDetach
     | SaveVolume
@@ -225,6 +244,8 @@ def _fill(seen: RestoreSeen) -> Step:
     status = seen.restore.status
     if status.granted_time is None:
         return AwaitSlot()
+    if not status.filled and forsaken(status):
+        return StartOver()
     if seen.prime is None:
         return CreatePrime()
     if not status.filled:
@@ -248,7 +269,11 @@ def _mover(seen: RestoreSeen) -> Step:
                 )
             return StartMover()
         case "pending" | "running":
-            return Follow()
+            if not mover.stalled:
+                return Follow()
+            if status.attempts >= seen.max_attempts:
+                return Abort(RestorePhase.FAILED, STALLED, mover.message or "The movers got nowhere.")
+            return RemoveMover()
         case "deleting":
             return RemoveMover()
         case "succeeded":
@@ -260,6 +285,12 @@ def _mover(seen: RestoreSeen) -> Step:
             if status.attempts >= seen.max_attempts:
                 return Abort(RestorePhase.FAILED, "MoverFailed", mover.message or "The movers failed.")
             return RemoveMover()
+
+
+def forsaken(status: RestoreStatus) -> bool:
+    """Return whether the last mover was given up without anybody having seen it end."""
+    failed = condition(status.conditions, MOVER)
+    return failed is not None and failed.status == "False" and failed.reason in UNSEEN
 
 
 def ours(restore: Restore, claim: PersistentVolumeClaim) -> bool:

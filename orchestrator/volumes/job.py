@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,7 @@ from orchestrator.api.mover import (
     Progress,
 )
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_TASK, MANAGED_BY
+from orchestrator.clock import Clock, SystemClock
 from orchestrator.config import Settings
 from orchestrator.kube.cache import Caches
 from orchestrator.kube.client import Client
@@ -36,6 +38,9 @@ LABEL_JOB = "batch.kubernetes.io/job-name"
 GRACE_S = 30
 """Seconds a mover gets to stop after SIGTERM."""
 CONTAINER = "mover"
+BOUNDED = frozenset({"maintain", "verify"})
+"""Tasks that a deadline ends; how far the others are is followed, and a volume may be large."""
+LOST = "The pod should have gone long ago; its node does not answer."
 
 State = Literal["missing", "pending", "running", "succeeded", "failed"]
 
@@ -72,6 +77,8 @@ class JobSeen:
     attempt: int = 0
     deleting: bool = False
     uid: str = ""
+    lost: bool = False
+    """Its pod should have gone long ago: it failed, and what it does on its node nobody knows."""
 
 
 def labels_of(job: MoverJob) -> dict[str, str]:
@@ -92,6 +99,7 @@ def build(job: MoverJob, settings: Settings) -> dict[str, Any]:
     """Return the Job's manifest: root without any capability, no API token, read-only root (control plane rule 4)."""
     labels = labels_of(job)
     annotations = {**job.annotations, ANNOTATION_ATTEMPT: str(job.attempt)}
+    deadline = {"activeDeadlineSeconds": int(settings.maintenance_deadline_s)} if job.task in BOUNDED else {}
     return {
         "metadata": {
             "name": job.name,
@@ -100,6 +108,7 @@ def build(job: MoverJob, settings: Settings) -> dict[str, Any]:
             "annotations": annotations,
         },
         "spec": {
+            **deadline,
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
@@ -178,7 +187,13 @@ async def ensure(client: Client, job: MoverJob, settings: Settings) -> Job:
 
 
 async def look(
-    client: Client, caches: Caches, name: str, settings: Settings, owner: Mapping[str, str] | None = None
+    client: Client,
+    caches: Caches,
+    name: str,
+    settings: Settings,
+    owner: Mapping[str, str] | None = None,
+    *,
+    clock: Clock | None = None,
 ) -> JobSeen:
     """Return how the Job stands, read from the API server: a stale outcome would start a mover too many.
 
@@ -194,6 +209,8 @@ async def look(
     base = JobSeen(_state(job, pod), attempt=attempt, deleting=job.deleting, uid=job.uid)
     if pod is None:
         return replace(base, message=_job_words(job))
+    if base.state in ("pending", "running") and overdue(pod, settings, (clock or SystemClock()).now()):
+        return replace(base, state="failed", pod=pod.name, node=pod.spec.node_name, message=LOST, lost=True)
     outcome, words = _ending(pod)
     words = words or _job_words(job)
     return replace(base, pod=pod.name, node=pod.spec.node_name, outcome=outcome, message=words)
@@ -214,27 +231,67 @@ async def progress(client: Client, seen: JobSeen, settings: Settings) -> Progres
         return None  # a line of the program's log
 
 
-async def remove(client: Client, name: str, settings: Settings, owner: Mapping[str, str]) -> bool:
+def overdue(pod: Pod, settings: Settings, now: datetime) -> bool:
+    """Return whether a pod that is being deleted should have gone by now."""
+    asked = pod.metadata.deletion_timestamp
+    return asked is not None and now > asked + timedelta(seconds=GRACE_S + settings.pod_overdue_s)
+
+
+async def remove(
+    client: Client, name: str, settings: Settings, owner: Mapping[str, str], *, clock: Clock | None = None
+) -> bool:
     """Delete Job, pods and Secret of that name and owner; True when all of them are gone. Idempotent.
 
-    `owner` are the labels that name the work: an object that doesn't carry them is left alone.
+    `owner` are the labels that name the work: an object that doesn't carry them is left alone. A pod whose node lets
+    it linger is deleted without asking the node: two movers of one point are harmless (control plane rule 4).
     """
     wanted = owner_of({**owner, LABEL_MANAGED_BY: MANAGED_BY})
     job = await client.find(Job, name, settings.namespace)
-    if job is not None and owner_of(job.metadata.labels) == wanted:
-        if not job.deleting:
-            await client.delete(Job, name, settings.namespace, uid=job.uid, propagation="Background")
+    ours = job is not None and owner_of(job.metadata.labels) == wanted
+    if job is not None and ours and not job.deleting:
+        await client.delete(Job, name, settings.namespace, uid=job.uid, propagation="Background")
         return False
-    going = [pod for pod in await _pods(client, name, settings) if owner_of(pod.metadata.labels) == wanted]
-    for pod in going:
-        if not pod.deleting:
-            await client.delete(Pod, pod.name, settings.namespace, uid=pod.uid)
-    if going:
+    # A Job that is going still may be waiting for its pods, and these may be what never goes.
+    if await _remove_pods(client, name, settings, wanted, (clock or SystemClock()).now()) or ours:
         return False
     secret = await client.find(Secret, name, settings.namespace)
     if secret is not None and owner_of(secret.metadata.labels) == wanted:
         await client.delete(Secret, name, settings.namespace, uid=secret.uid)
     return True
+
+
+async def lingering(
+    client: Client, name: str, settings: Settings, owner: Mapping[str, str], *, clock: Clock | None = None
+) -> Literal["", "going", "overdue"]:
+    """Return whether pods of that name and owner are left, and whether they should have gone long ago."""
+    wanted, now = owner_of({**owner, LABEL_MANAGED_BY: MANAGED_BY}), (clock or SystemClock()).now()
+    pods = [pod for pod in await _pods(client, name, settings) if owner_of(pod.metadata.labels) == wanted]
+    if any(overdue(pod, settings, now) for pod in pods):
+        return "overdue"
+    return "going" if pods else ""
+
+
+async def remove_overdue(
+    client: Client, name: str, settings: Settings, owner: Mapping[str, str], *, clock: Clock | None = None
+) -> None:
+    """Delete pods that should have gone long ago, of Jobs of that name and owner, without asking their nodes."""
+    wanted, now = owner_of({**owner, LABEL_MANAGED_BY: MANAGED_BY}), (clock or SystemClock()).now()
+    for pod in await _pods(client, name, settings):
+        if owner_of(pod.metadata.labels) == wanted and overdue(pod, settings, now):
+            await client.delete(Pod, pod.name, settings.namespace, uid=pod.uid, grace_s=0)
+
+
+async def _remove_pods(
+    client: Client, name: str, settings: Settings, owner: tuple[str, str] | None, now: datetime
+) -> bool:
+    """Delete the pods of that owner; return whether there were any."""
+    going = [pod for pod in await _pods(client, name, settings) if owner_of(pod.metadata.labels) == owner]
+    for pod in going:
+        if not pod.deleting:
+            await client.delete(Pod, pod.name, settings.namespace, uid=pod.uid)
+        elif overdue(pod, settings, now):
+            await client.delete(Pod, pod.name, settings.namespace, uid=pod.uid, grace_s=0)
+    return bool(going)
 
 
 async def _pods(client: Client, name: str, settings: Settings) -> list[Pod]:

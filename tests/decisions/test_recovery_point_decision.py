@@ -34,7 +34,7 @@ from orchestrator.api.foreign.snapshot import (
     VolumeSnapshotStatus,
 )
 from orchestrator.api.meta import Condition, ObjectMeta
-from orchestrator.api.mover import MoverOutcome
+from orchestrator.api.mover import MoverOutcome, Progress
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.fields import FINALIZER, LABEL_POINT_UID
 from orchestrator.api.tidemark.recovery_point import (
@@ -47,6 +47,7 @@ from orchestrator.api.tidemark.recovery_point import (
     RecoveryPointStatus,
 )
 from orchestrator.decisions import recovery_point as d
+from orchestrator.decisions import stall
 from orchestrator.decisions.recovery_point import Bounds, MoverSeen, RecoveryPointSeen, decide, leftover
 
 pytestmark = pytest.mark.quick
@@ -308,6 +309,43 @@ def test_a_clone_that_does_not_come_up_gives_its_slot_back() -> None:
     assert decide(seen(granted, mover=MoverSeen("pending", 1), now=late)) == d.ReleaseSlot()
     assert decide(seen(granted, rehome_started=True, now=late)) == d.ReleaseSlot()
     assert decide(seen(granted, mover=MoverSeen("running", 1), now=late)) == d.Follow()
+
+
+def test_a_mover_that_comes_after_a_long_one_gets_its_own_time_to_come_up() -> None:
+    failed = Condition(type=d.MOVER, status="False", last_transition_time=NOW + timedelta(hours=2))
+    tried = point(Phase.COPYING, **COPYING, attempts=1, conditions=(failed,))
+    soon, late = NOW + timedelta(hours=2, seconds=599), NOW + timedelta(hours=2, seconds=601)
+    ready = {"rehome_started": True, "rehomed": True, "cloned": True}
+    assert decide(seen(tried, **ready, now=soon)) == d.StartMover(2)
+    assert decide(seen(tried, mover=MoverSeen("pending", 2), now=soon)) == d.Follow()
+    assert decide(seen(tried, mover=MoverSeen("pending", 2), now=late)) == d.ReleaseSlot()
+
+
+def test_a_mover_that_gets_nowhere_is_given_up_and_one_that_does_is_not() -> None:
+    then, now = NOW, NOW + timedelta(seconds=1801)
+    stuck = stall.sign(1, "running", Progress(stage="copying", done=5, total=9))
+    moved = stall.sign(1, "running", Progress(stage="copying", done=6, total=9))
+    silent = stall.sign(1, "running", None)
+    copied = point(Phase.COPYING, **COPYING, attempts=1, conditions=stall.noted((), stuck, then, 1800))
+    running = MoverSeen("running", 1)
+    for sign in (stuck, silent):
+        step = decide(seen(copied, mover=dataclasses.replace(running, sign=sign), now=now))
+        assert isinstance(step, d.RetryMover)
+        assert step.reason == "MoverStalled"
+        assert "5 of 9 bytes" in step.message
+    for mover in (running, dataclasses.replace(running, sign=moved)):
+        assert decide(seen(copied, mover=mover, now=now)) == d.Follow()
+    assert decide(seen(copied, mover=dataclasses.replace(running, sign=stuck), now=then)) == d.Follow()
+    last = stall.sign(3, "running", None)
+    tried = point(Phase.COPYING, **COPYING, attempts=3, conditions=stall.noted((), last, then, 1800))
+    step = decide(seen(tried, mover=MoverSeen("running", 3, sign=last), now=now))
+    assert isinstance(step, d.Fail)
+    assert step.reason == "MoverStalled"
+
+
+def test_a_mover_whose_job_somebody_deletes_is_seen_off() -> None:
+    copied = point(Phase.COPYING, **COPYING, attempts=1)
+    assert decide(seen(copied, mover=MoverSeen("running", 1, deleting=True))) == d.RemoveMover()
 
 
 def test_the_repository_is_asked_only_when_a_mover_ended_or_vanished() -> None:

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim, PVCSpec, PVCStatus, PVSpec
-from orchestrator.api.meta import ObjectMeta
+from orchestrator.api.meta import Condition, ObjectMeta
 from orchestrator.api.mover import MoverOutcome
 from orchestrator.api.tidemark.fields import FINALIZER, LABEL_RESTORED_BY
 from orchestrator.api.tidemark.restore import Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus
 from orchestrator.decisions import restore as d
+from orchestrator.decisions.stall import STALLED
 
 pytestmark = pytest.mark.quick
 
@@ -48,6 +49,10 @@ class World:
     storage: bool = False
     finalizer: bool = True
     fail_movers: int = 0
+    hang_movers: int = 0
+    stalled: bool = False
+    unsafe: bool = False
+    """A mover whose end nobody saw may still write to the storage."""
     terminal: bool = False
 
     def seen(self) -> d.RestoreSeen:
@@ -82,7 +87,7 @@ class World:
             else None,
             target=target,
             attached=self.attached,
-            mover=d.MoverSeen(self.mover, outcome),  # type: ignore[arg-type]
+            mover=d.MoverSeen(self.mover, outcome, stalled=self.stalled),  # type: ignore[arg-type]
             children={},
             max_attempts=3,
         )
@@ -103,17 +108,30 @@ class World:
                 self.mover, self.attached = "running", True
                 self.write(attempts=self.status.attempts + 1, phase=RestorePhase.FILLING)
             case d.Follow():
-                if self.fail_movers:
+                if self.hang_movers:
+                    self.stalled, self.hang_movers = True, self.hang_movers - 1
+                elif self.fail_movers:
                     self.mover, self.fail_movers = "failed", self.fail_movers - 1
                 else:
                     self.mover = "succeeded"
             case d.RemoveMover():
-                self.mover = "missing"
+                if self.stalled:
+                    gone = Condition(type=d.MOVER, status="False", reason=STALLED, message="Attempt")
+                    self.write(conditions=(gone,))
+                    self.unsafe = True
+                if chance.random() < 0.7:  # cut off between the two
+                    self.mover, self.stalled = "missing", False
+            case d.StartOver():
+                self.mover, self.stalled = "missing", False
+                self.prime = self.old_volume = self.storage = self.unsafe = False
+                if chance.random() < 0.7:
+                    self.write(conditions=(Condition(type=d.MOVER, status="Unknown", reason="StartedOver"),))
             case d.RecordFilled():
                 self.write(filled=True, volume="old")
             case d.AwaitDetach():
                 self.attached = False
             case d.SaveVolume():
+                assert not self.unsafe
                 self.old_policy = "Retain"
                 if chance.random() < 0.8:  # a crash between the patch and the status
                     self.write(phase=RestorePhase.HANDING_OVER, saved_volume="{}")
@@ -138,7 +156,7 @@ class World:
                     self.write(reason=step.reason, message=step.message)
                     return
                 assert not self.status.saved_volume or self.stranger
-                self.mover = "missing"
+                self.mover, self.stalled = "missing", False
                 if self.prime:
                     self.prime = self.old_volume = self.storage = False
                 else:
@@ -204,6 +222,20 @@ def test_movers_are_tried_again_and_then_it_fails_with_nothing_left(seed: int) -
         "Boom" if never.terminal else "MoverFailed",
     )
     assert not (never.prime or never.storage or never.target)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 1 << 30), hangs=st.integers(1, 9))
+def test_a_volume_that_a_hung_mover_may_still_write_to_is_never_handed_over(seed: int, hangs: int) -> None:
+    world = World(hang_movers=hangs)
+    play(world, seed)
+    assert world.mover == "missing"
+    if hangs < 3:
+        assert world.status.phase is RestorePhase.COMPLETED
+        assert world.status.attempts == hangs + 1
+    else:
+        assert (world.status.phase, world.status.reason) == (RestorePhase.FAILED, STALLED)
+        assert not (world.prime or world.storage or world.target)
 
 
 def test_a_terminal_mover_is_not_tried_again() -> None:

@@ -20,6 +20,7 @@ from orchestrator.controllers.recovery_point import moving, planning, recording,
 from orchestrator.controllers.recovery_point.ladder import Memory
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.decisions import recovery_point as decisions
+from orchestrator.decisions import stall
 from orchestrator.decisions.recovery_point import Bounds, MoverSeen, RecoveryPointSeen
 from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.kube.errors import NamespaceTerminating, NotFound
@@ -120,6 +121,7 @@ class RecoveryPointController(Controller[RecoveryPoint]):
                 clone_timeout_s=settings.clone_timeout_s,
                 mover_attempts=settings.mover_attempts,
                 finalizer_bound_s=settings.finalizer_bound_s,
+                mover_stall_s=settings.mover_stall_s,
             ),
             namespace_gone=home is not None and home.deleting,
             siblings=self._siblings(point),
@@ -157,6 +159,9 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         work = Work(self.context, seen.point)
         job = await jobs.look(client, caches, work.name, settings, work.owner)
         mover = MoverSeen(job.state, job.attempt, job.deleting, job.outcome, job.message)
+        if stall.overdue(seen.point.status.conditions, seen.now, settings.mover_stall_s):
+            said = await jobs.progress(client, job, settings)
+            mover = dataclasses.replace(mover, sign=stall.sign(job.attempt, job.state, said))
         seen = dataclasses.replace(seen, mover=mover)
         stopping = seen.point.spec.cancel or seen.point.spec.prune or seen.namespace_gone
         if stopping:
@@ -192,7 +197,7 @@ class RecoveryPointController(Controller[RecoveryPoint]):
                 return await self._act_on_plan(work, seen, step)
             case decisions.Rehome() | decisions.Clone() | decisions.StartMover() | decisions.Follow():
                 return await self._act_on_mover(work, job, step)
-            case decisions.RetryMover() | decisions.ReleaseSlot():
+            case decisions.RetryMover() | decisions.RemoveMover() | decisions.ReleaseSlot():
                 return await self._act_on_failure(work, job, step)
             case decisions.Commit() | decisions.Record() | decisions.Fail():
                 return await self._act_on_end(work, job, step)
@@ -277,9 +282,14 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         return Requeue(moving.PROGRESS_S)
 
     async def _act_on_failure(
-        self, work: Work, job: JobSeen, step: decisions.RetryMover | decisions.ReleaseSlot
+        self,
+        work: Work,
+        job: JobSeen,
+        step: decisions.RetryMover | decisions.RemoveMover | decisions.ReleaseSlot,
     ) -> Requeue | None:
         match step:
+            case decisions.RemoveMover():
+                done = await moving.remove_mover(work)
             case decisions.RetryMover():
                 done = await moving.retry_mover(work, job.attempt, step.reason, step.message)
             case decisions.ReleaseSlot():

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.api.meta import Condition
+from orchestrator.api.mover import Progress
 from orchestrator.api.quantity import parse_quantity
 from orchestrator.api.tidemark.recovery_point import PointPhase
 from orchestrator.controllers.recovery_point.planning import CLONE_CLASS, NODE_LABEL
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.controllers.repositories import mover_config
+from orchestrator.decisions import stall
 from orchestrator.decisions.recovery_point import CLONE, MOVER
 from orchestrator.repository.manifest import PointRecord
 from orchestrator.repository.plan import open_plan
@@ -98,6 +101,7 @@ async def follow(work: Work, seen: JobSeen) -> None:
         share = min(1.0, progress.done / progress.total)
         changes["progress"] = f"{share * 100:.0f}%"
     conditions = tuple(c for c in work.conditions(MOVER, "True", "Running") if c.type != CLONE)
+    conditions = _moved(work, seen, progress, conditions)
     await work.write(**changes, conditions=conditions)
 
 
@@ -105,10 +109,18 @@ async def tell_pending(work: Work, seen: JobSeen) -> None:
     """Say why a mover does not start: its claim's last event is what a person needs."""
     message = await stuck_because(work, seen)
     # Written when it changes only: the words of an event are counted by the API server, not repeated by us.
-    await work.write(
-        attempts=max(work.status.attempts, seen.attempt),
-        conditions=work.conditions(CLONE, "False", "Pending", message),
-    )
+    conditions = _moved(work, seen, None, work.conditions(CLONE, "False", "Pending", message))
+    await work.write(attempts=max(work.status.attempts, seen.attempt), conditions=conditions)
+    # A pod before it may hold the clone on a node that is gone.
+    await jobs.remove_overdue(work.context.client, work.name, work.context.settings, work.owner)
+
+
+def _moved(
+    work: Work, seen: JobSeen, progress: Progress | None, conditions: tuple[Condition, ...]
+) -> tuple[Condition, ...]:
+    """Return the conditions with what is seen of the mover, so that one that hangs is found out."""
+    sign, now = stall.sign(seen.attempt, seen.state, progress), work.context.clock.now()
+    return stall.noted(conditions, sign, now, work.context.settings.mover_stall_s)
 
 
 async def stuck_because(work: Work, seen: JobSeen) -> str:
@@ -119,6 +131,11 @@ async def stuck_because(work: Work, seen: JobSeen) -> str:
         said = await clone.last_event(client, found.pvc)
         return f"The clone is {found.state}. {said}".strip()
     return seen.message or "The pod is not running yet."
+
+
+async def remove_mover(work: Work) -> bool:
+    """See that a mover goes whose Job somebody deletes; True when it is gone."""
+    return await jobs.remove(work.context.client, work.name, work.context.settings, work.owner)
 
 
 async def retry_mover(work: Work, attempt: int, reason: str, message: str) -> bool:
@@ -150,6 +167,7 @@ async def release_slot(work: Work, seen: JobSeen) -> bool:
         return False
     told = next(c for c in work.status.conditions if c.type == CLONE)
     attempts = work.status.attempts + 1
-    await work.write(phase=PointPhase.WAITING, granted_time=None, attempts=attempts, progress="")
+    conditions = stall.without(work.status.conditions)
+    await work.write(phase=PointPhase.WAITING, granted_time=None, attempts=attempts, progress="", conditions=conditions)
     work.event("Warning", "CloneTimedOut", f"The mover did not start in time. {told.message}"[:1024])
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from typing import Any, assert_never
 
@@ -21,6 +22,7 @@ from orchestrator.controllers.base import Controller, Key, Requeue
 from orchestrator.controllers.restore.steps import Steps
 from orchestrator.controllers.status import patch_status
 from orchestrator.decisions import restore as decisions
+from orchestrator.decisions import stall
 from orchestrator.decisions.restore import FINAL, MoverSeen, RestoreSeen
 from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.volumes import clone
@@ -88,10 +90,7 @@ class RestoreController(Controller[Restore]):
             if prime_volume is None and status.volume:
                 prime_volume = await client.find(PersistentVolume, status.volume)
             target = await client.find(PersistentVolumeClaim, status.target_pvc, status.target_namespace)
-            found = await jobs.look(client, self.context.caches, name, settings)
-            mover = MoverSeen(found.state, found.outcome, found.message)
-            if found.state == "missing" and status.filled and await client.find(Secret, name, settings.namespace):
-                mover = MoverSeen("deleting")  # the Job is gone, the keys are not yet
+            mover = await self._mover(restore, name)
             if status.filled and not status.saved_volume and prime_volume is not None:
                 attachments, _ = await client.list(VolumeAttachment)
                 attached = any(a.spec.source.persistent_volume_name == prime_volume.name for a in attachments)
@@ -112,6 +111,26 @@ class RestoreController(Controller[Restore]):
             max_attempts=settings.mover_attempts,
             overdue=self._overdue(restore),
         )
+
+    async def _mover(self, restore: Restore, name: str) -> MoverSeen:
+        """Return how the mover stands; "deleting" as long as anything of it is left without its Job."""
+        client, settings, status = self.context.client, self.context.settings, restore.status
+        found = await jobs.look(client, self.context.caches, name, settings)
+        mover = MoverSeen(found.state, found.outcome, found.message, lost=found.lost)
+        if found.state == "missing" and status.filled and await client.find(Secret, name, settings.namespace):
+            return MoverSeen("deleting")  # the Job is gone, the keys are not yet
+        if found.state == "missing" and status.attempts and not status.filled:
+            # The next mover must not write beside an older one.
+            left = await jobs.lingering(client, name, settings, {LABEL_RESTORE_UID: restore.uid})
+            return MoverSeen("deleting", message=jobs.LOST, lost=left == "overdue") if left else mover
+        if found.deleting and found.state in ("pending", "running"):
+            return MoverSeen("deleting")
+        now, bound_s = self.context.clock.now(), settings.mover_stall_s
+        if found.state in ("pending", "running") and stall.overdue(status.conditions, now, bound_s):
+            sign = stall.sign(found.attempt, found.state, await jobs.progress(client, found, settings))
+            if stall.stalled(status.conditions, sign, now, bound_s):
+                return dataclasses.replace(mover, stalled=True, message=stall.sentence(bound_s, status.conditions))
+        return mover
 
     def _overdue(self, restore: Restore) -> bool:
         asked = restore.metadata.deletion_timestamp
@@ -143,6 +162,8 @@ class RestoreController(Controller[Restore]):
             case decisions.RemoveMover():
                 await steps.note_failure(seen)
                 return SOON if await steps.remove_mover() else POLL
+            case decisions.StartOver():
+                return SOON if await steps.start_over() else POLL
             case decisions.RecordFilled():
                 await steps.record_filled(step.sha256, seen)
                 return SOON

@@ -18,7 +18,8 @@ from orchestrator.controllers.base import Context
 from orchestrator.controllers.repositories import mover_config
 from orchestrator.controllers.restore.resolve import SavedClaim, child_points, readable, resolve, target_namespace
 from orchestrator.controllers.status import patch_status
-from orchestrator.decisions.restore import ANNOTATION_RECLAIM, Abort, RestoreSeen, ours
+from orchestrator.decisions import stall
+from orchestrator.decisions.restore import ANNOTATION_RECLAIM, LOST, MOVER, Abort, RestoreSeen, ours
 from orchestrator.errors import Retryable
 from orchestrator.kube.errors import AlreadyExists, NotFound
 from orchestrator.observe.metrics import Result
@@ -29,8 +30,6 @@ from orchestrator.volumes import job as jobs
 from orchestrator.volumes.ownership import NameTaken
 from policies.naming import object_name, transient_name
 
-MOVER = "Mover"
-"""Type of the condition that says how the last mover failed."""
 DAMAGE = frozenset({Damaged.reason, ObjectMissing.reason})
 """Reasons of a restore's end that speak of what is stored, and of nothing else."""
 _RESULTS: dict[RestorePhase, Result] = {
@@ -164,28 +163,45 @@ class Steps:
             reason="MoverPending" if found.state == "pending" else "MoverRunning",
             message=why[:512] if found.state == "pending" else "",
         )
-        changes["conditions"] = with_condition(status.conditions, stuck, context.clock.now())
-        await self._write(**changes)
+        now = context.clock.now()
+        sign = stall.sign(found.attempt, found.state, said)
+        conditions = stall.noted(status.conditions, sign, now, context.settings.mover_stall_s)
+        await self._write(**changes, conditions=with_condition(conditions, stuck, now))
 
     async def note_failure(self, seen: RestoreSeen) -> None:
         """Write down why a mover failed, and count it once: what removes the Job removes the only trace of it."""
         attempt, status = self._restore.status.attempts, self._restore.status
         start = f"Attempt {attempt}:"
         known = next((c for c in status.conditions if c.type == MOVER), None)
-        if seen.mover.state != "failed" or (known is not None and known.message.startswith(start)):
+        failed = seen.mover.state == "failed" or seen.mover.stalled or seen.mover.lost
+        told = known is not None and known.message.startswith(start)
+        if not failed or (told and not (seen.mover.lost and known is not None and known.reason != LOST)):
             return
         outcome = seen.mover.outcome
         reason = outcome.reason if outcome is not None and outcome.reason else "MoverFailed"
+        reason = LOST if seen.mover.lost else stall.STALLED if seen.mover.stalled else reason
         why = (outcome.message if outcome is not None else "") or seen.mover.message
         message = f"{start} {why}"[:512]
         condition = Condition(type=MOVER, status="False", reason=reason, message=message)
         await self._write(conditions=with_condition(status.conditions, condition, self._context.clock.now()))
-        self._context.meter.mover_ended("restore", "failed")
+        if not told:
+            self._context.meter.mover_ended("restore", "failed")
         self._event("Warning", reason, f"Mover {attempt} failed: {why}")
 
     async def remove_mover(self) -> bool:
         """Remove Job, pods and Secret; True when they are gone."""
         return await jobs.remove(self._context.client, self._name, self._context.settings, self._labels)
+
+    async def start_over(self) -> bool:
+        """Remove the mover whose end nobody saw and the volume that it may still write to; True when they are gone."""
+        if not await self.remove_mover():
+            return False
+        if not await clone.remove(self._context.client, self._name, self._context.settings, self._labels):
+            return False
+        again = Condition(type=MOVER, status="Unknown", reason="StartedOver", message="Another volume is filled.")
+        conditions = with_condition(self._restore.status.conditions, again, self._context.clock.now())
+        await self._write(conditions=stall.without(conditions), progress="")
+        return True
 
     async def record_filled(self, sha256: str, seen: RestoreSeen) -> None:
         """Write down that the mover wrote and verified every chunk."""
@@ -351,7 +367,7 @@ class Steps:
             reason=reason,
             message="" if good else message[:512],
             completion_time=now,
-            conditions=with_condition(self._restore.status.conditions, end, now),
+            conditions=stall.without(with_condition(self._restore.status.conditions, end, now)),
         )
         # After the write, which only one pass can win: a restore is counted once.
         meter, started = self._context.meter, self._restore.status.start_time
