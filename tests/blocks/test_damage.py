@@ -169,7 +169,7 @@ async def test_a_base_that_takes_too_long_to_look_through_is_done_without(tmp_pa
     volume.noise(0, 90 * CHUNK)
     vault = await vault_at(tmp_path / "repository")
     full = await take(vault, volume.path)
-    (pack,) = [info.key async for info in vault.store.list(vault.names.packs)]
+    pack, *_ = [info.key async for info in vault.store.list(vault.names.packs)]
     ref = ObjectRef.named(full.id, pack.rpartition("/")[2])
     what = DamageRecord(kind="pack", object=ref.to_bytes().hex(), what="test", found=datetime.now(UTC))
     await put_damage(vault, what, [])
