@@ -5,6 +5,8 @@ UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 STAMP := .venv/.installed
 ARGS ?=
+# Two at a time, a file to a worker: most tests wait for processes and timers, not for the CPU.
+PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: help install demo test quick check lint types contracts gen gen-check bench real-tools test-real test-system clean
 
@@ -28,7 +30,7 @@ demo: $(STAMP) ## Protect real volumes in a sandbox cluster, end to end; ARGS="-
 	@$(BIN)/tidemark demo $(ARGS)
 
 test: $(STAMP) ## All hermetic tests, under 3 minutes
-	@$(BIN)/python -m pytest -q -m "not real and not system and not chaos" $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not real and not system and not chaos" $(ARGS)
 
 quick: $(STAMP) lint types contracts ## Lint, types, contracts and pure tests, under 20 s
 	@$(BIN)/python -m pytest -q -m quick $(ARGS)
@@ -52,7 +54,7 @@ gen-check: $(STAMP) ## Fail if a generated file is stale
 	@sh proto/generate.sh $(BIN) --check
 
 check: lint types contracts gen-check ## All that the gate runs on code
-	@$(BIN)/python -m pytest -q -m "not real and not system and not chaos" $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not real and not system and not chaos" $(ARGS)
 
 bench: $(STAMP) ## Benchmarks; ARGS="--only NAME"
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -61,7 +63,7 @@ real-tools: ## Build etcd, kube-apiserver, kubectl and an S3 server from pinned 
 	@sh tests/real/tools/build.sh
 
 test-real: $(STAMP) ## Suites against real servers and tools (make real-tools first)
-	@$(BIN)/python -m pytest -q -m real $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m real $(ARGS)
 
 test-system: $(STAMP) ## A whole installation: deletions, bad input, kills at seeded random moments; minutes
 	@$(BIN)/python -m pytest -q -m "(system or chaos) and not real" $(ARGS)

@@ -124,3 +124,13 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
             [sys.executable, "-m", "orchestrator", "--help"], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True
         )
     assert "Traceback" not in done.stderr
+
+
+def test_every_environment_variable_names_an_option_that_its_store_knows() -> None:
+    from orchestrator.cli.parts.opening import ENVIRONMENT
+    from orchestrator.repository import cloud
+
+    known = {"s3": cloud.S3_OPTIONS, "gs": cloud.GS_OPTIONS, "az": cloud.AZ_OPTIONS}
+    assert {name: set(options.values()) - known[name] for name, options in ENVIRONMENT.items()} == {
+        name: set() for name in ENVIRONMENT
+    }

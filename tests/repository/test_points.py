@@ -106,7 +106,7 @@ async def test_a_base_removed_right_after_the_intent_was_put_is_noticed(vault: V
         await _intent(hooked, _volume(2), sequence=2, base=base)
 
 
-@pytest.mark.parametrize("bad", ["not-a-uuid", "../../x", str(uuid.uuid4()).upper(), ""])
+@pytest.mark.parametrize("bad", ["not-a-uuid", "../../x", "CA542801-011D-44E8-B55F-5F02968CFC29", ""])
 async def test_an_intent_id_is_a_uuid_or_refused(vault: Vault, bad: str) -> None:
     with pytest.raises(ValueError, match=r"UUID|badly formed|manifest"):
         await put_intent(vault, Intent(id=bad, manifest_key=f"x-{bad}", lineage="a", created=START))
