@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from orchestrator.kube.client import Client
 from orchestrator.volumes import clone, job
 from orchestrator.volumes.ownership import NameTaken, StillGoing, create_ours
 from tests.kube.fakes import FakeApi, serving, write_kubeconfig
+from tests.repository.engine import FixedClock
 
 pytestmark = pytest.mark.quick
 
@@ -128,6 +131,27 @@ async def test_a_job_is_read_as_missing_pending_running_and_ended(client: Client
     assert failed.outcome.retryable
     assert killed.outcome is None
     assert "137" in killed.message
+
+
+async def test_a_mover_whose_pod_should_have_gone_long_ago_failed_and_is_lost(client: Client, api: FakeApi) -> None:
+    made = await job.ensure(client, mover(), SETTINGS)
+    going = pod(made.uid, phase="Running")
+    going["metadata"]["deletionTimestamp"] = "2026-03-01T00:00:00Z"
+    api.put(going, "pods")
+
+    async def look(after_s: float) -> job.JobSeen:
+        clock = FixedClock(datetime(2026, 3, 1, tzinfo=UTC) + timedelta(seconds=after_s))
+        return await job.look(client, Caches(), "tm-1", SETTINGS, OWNER, clock=clock)
+
+    soon, late = await look(90), await look(91)
+    assert (soon.state, soon.lost) == ("running", False)
+    assert (late.state, late.lost, late.message) == ("failed", True, job.LOST)
+
+
+def test_only_what_nobody_follows_has_a_deadline() -> None:
+    assert "activeDeadlineSeconds" not in job.build(mover(), SETTINGS)["spec"]
+    bounded = job.build(dataclasses.replace(mover(), task="maintain"), SETTINGS)["spec"]
+    assert bounded["activeDeadlineSeconds"] == 21600
 
 
 async def test_a_secret_left_by_an_earlier_try_gets_the_credentials_of_today(client: Client, api: FakeApi) -> None:
