@@ -130,6 +130,24 @@ def controller(
             help="A clone that isn't there after this long is torn down, and its slot is given to another.",
         ),
     ] = 600.0,
+    mover_stall: Annotated[
+        float,
+        typer.Option(
+            envvar="TIDEMARK_MOVER_STALL",
+            metavar="SECONDS",
+            min=60,
+            help="A mover that gets nowhere for this long is replaced.",
+        ),
+    ] = 1800.0,
+    maintenance_deadline: Annotated[
+        float,
+        typer.Option(
+            envvar="TIDEMARK_MAINTENANCE_DEADLINE",
+            metavar="SECONDS",
+            min=60,
+            help="A maintenance Job may run this long; the next slot does the rest.",
+        ),
+    ] = 21600.0,
     service_account: Annotated[
         str,
         typer.Option(
@@ -169,6 +187,8 @@ def controller(
         max_movers_per_repository=max_movers_per_repository,
         snapshot_timeout_s=snapshot_timeout,
         clone_timeout_s=clone_timeout,
+        mover_stall_s=mover_stall,
+        maintenance_deadline_s=maintenance_deadline,
         workers=workers,
         resync_s=resync,
         lease_duration_s=lease_duration,
