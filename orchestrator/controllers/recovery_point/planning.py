@@ -21,7 +21,7 @@ from orchestrator.controllers.recovery_point import ladder
 from orchestrator.controllers.recovery_point.snapshotting import base_id_source, clone_class
 from orchestrator.controllers.recovery_point.work import Work, lineage_of
 from orchestrator.decisions.recovery_point import RecoveryPointSeen
-from orchestrator.errors import Terminal
+from orchestrator.errors import MESSAGE_LIMIT, Terminal
 from orchestrator.repository.damage import check_base
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
@@ -255,6 +255,11 @@ async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> P
         record = msgspec.structs.replace(record, chunk_size=earlier.root.chunk_size)
     base = earlier if choice.mode == "delta" else None
     outcome = await ladder.descend(work, record, base, choice.mode, memory)
+    if choice.reason and not work.status.reason:
+        # It was to be a delta when its base was chosen; what became of that base since must not go unsaid.
+        ladder.tell(work, choice.reason, f"No delta: {choice.sentence}.")
+        outcome.reason = choice.reason
+        outcome.message = "; ".join(filter(None, (choice.sentence, outcome.message)))[:MESSAGE_LIMIT]
     delta = outcome.mode == "delta"
     if delta:
         for first, stop in heal:
