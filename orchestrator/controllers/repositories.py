@@ -103,6 +103,8 @@ class _Held:
     opened: OpenedRepository
     versions: tuple[str, ...]
     trusted_until: float
+    vaults: dict[NamespaceIdentity, Vault] = field(default_factory=dict, repr=False)
+    """Opened for namespaces; trusted as long as the Secrets are, so that a repository that was wiped is noticed."""
 
 
 class Repositories:
@@ -146,6 +148,7 @@ class Repositories:
             master, options, versions = await self._secrets(resource)
             if held is not None and held.versions == versions:
                 held.trusted_until = self._clock.monotonic() + TRUST_S
+                held.vaults.clear()
                 return held.opened
             opened = await self._open(resource, master, options)
             if held is not None:
@@ -156,13 +159,21 @@ class Repositories:
     async def vault(
         self, name: str, namespace: NamespaceIdentity, *, create: bool = False
     ) -> tuple[OpenedRepository, Vault]:
-        """Return the repository and one namespace's vault in it (made when `create`)."""
+        """Return the repository and one namespace's vault in it (made when `create`).
+
+        Opening a vault costs a list and a get for each key epoch: it is done once as long as Secrets are trusted.
+        """
         opened = await self.open(name)
+        held = self._held.get(name)
+        vaults = held.vaults if held is not None and held.opened is opened else {}
+        if namespace in vaults:
+            return opened, vaults[namespace]
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                return opened, await opened.repository.vault(namespace, create=create)
+                vaults[namespace] = await opened.repository.vault(namespace, create=create)
         except TimeoutError as error:
             raise RepositorySlow(name) from error
+        return opened, vaults[namespace]
 
     async def close(self) -> None:
         """Close every store."""
