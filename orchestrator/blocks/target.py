@@ -7,6 +7,7 @@ written out). Nothing counts as restored before `finish` has synced it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -37,13 +38,17 @@ class Target:
         self.known_zero = known_zero
         self.is_device = is_device
         self._native_zero = True
+        self._made: os.stat_result | None = None
         self._lock = threading.Lock()
         self.zeroed = 0
         """Bytes that had to be forced to zero."""
 
     @classmethod
     def create(cls, path: str | Path, size: int) -> Target:
-        """Make a new sparse file of `size` bytes; one that exists is TargetExists."""
+        """Make a new sparse file of `size` bytes; one that exists is TargetExists.
+
+        Used as a context it goes again when the context ends by an error: half a volume must not pass for a whole one.
+        """
         name = str(path)
         try:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -57,7 +62,9 @@ class Target:
             os.close(fd)
             Path(name).unlink(missing_ok=True)
             raise _write_error(name, 0, error) from error
-        return cls(fd, name, size, known_zero=True, is_device=False)
+        target = cls(fd, name, size, known_zero=True, is_device=False)
+        target._made = os.fstat(fd)
+        return target
 
     @classmethod
     def open(cls, path: str | Path, needed: int, *, known_zero: bool = False) -> Target:
@@ -153,6 +160,14 @@ class Target:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+        if error is not None and self._made is not None:
+            self._unlink(self._made)
+
+    def _unlink(self, made: os.stat_result) -> None:
+        """Take our own new file away, unless somebody put another one in its place."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(made, Path(self.path).stat()):
+                Path(self.path).unlink()
 
 
 def _write_error(path: str, offset: int, error: OSError) -> Exception:

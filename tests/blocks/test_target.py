@@ -24,6 +24,22 @@ def test_a_new_file_is_sparse_and_its_holes_stay_holes(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 <= 1 << 20
 
 
+def test_a_new_file_that_was_not_filled_to_its_end_is_gone_and_one_that_was_there_stays(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"old!")
+
+    def fill_half(path: Path) -> None:
+        with Target.for_restore(path, 4, overwrite=True) as target:
+            target.write(0, b"ab")
+            raise RuntimeError("half-way")
+
+    for path in (new, old):
+        with pytest.raises(RuntimeError, match="half-way"):
+            fill_half(path)
+    assert not new.exists()
+    assert old.read_bytes() == b"abd!"
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_zeros_are_forced_on_a_target_that_held_something_else(tmp_path: Path, native: bool) -> None:
     # given a target full of old bytes, on storage that can punch holes or not
