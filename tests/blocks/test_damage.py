@@ -117,17 +117,19 @@ async def test_a_step_down_that_is_killed_is_carried_on(tmp_path: Path) -> None:
 
 async def test_one_shard_may_step_down_while_the_other_stays_a_delta(tmp_path: Path) -> None:
     # given a delta in two shards, the leaf of the first one's half gone after the second was finished
-    volume = Volume(tmp_path / "volume", 2048 * CHUNK)
+    volume = Volume(tmp_path / "volume", 4096 * CHUNK)
     volume.noise(0, 100 * CHUNK)
-    volume.noise(1500 * CHUNK, 3 * CHUNK)
+    volume.noise(1030 * CHUNK, 2 * CHUNK)
+    volume.noise(2500 * CHUNK, 3 * CHUNK)
     store = MemoryStore()
     vault = await vault_on(store)
     before = set(store.objects)
     full = await take(vault, volume.path)
     leaves = [k for k in store.objects if "/maps/" in k and k not in before]
     volume.noise(0, 90 * CHUNK)
-    volume.noise(1501 * CHUNK, CHUNK)
-    ranges = [(0, 90 * CHUNK), (1501 * CHUNK, CHUNK)]
+    volume.write(1030 * CHUNK, bytes(2 * CHUNK))
+    volume.noise(2501 * CHUNK, CHUNK)
+    ranges = [(0, 90 * CHUNK), (1030 * CHUNK, 2 * CHUNK), (2501 * CHUNK, CHUNK)]
     intent_id = await announce(vault, volume.path, ranges, mode="delta", base=full.ref, shards=2)
     await backup(vault, intent_id, volume.path, shard=1)
     # the leaf's page lies before the root's, in the mover's own object
