@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import Secret
+from orchestrator.api.foreign.core import PersistentVolumeClaim, Secret
 from orchestrator.api.meta import ObjectMeta, condition
 from orchestrator.api.tidemark import Backup, BackupPolicy, BackupRepository, RecoveryPoint, Restore
 from orchestrator.api.tidemark.backup import BackupPhase
@@ -244,3 +244,21 @@ async def test_a_server_killed_in_mid_backup_and_back_loses_nothing(s3: Installe
     await found.settled(NAMESPACE, snapshots=1)
     code, said = await found.tidemark("verify", *s3.offline(), "--full")
     assert code == 0, said
+
+
+async def test_a_server_killed_in_mid_restore_and_back_hands_over_a_whole_volume(s3: Installed) -> None:
+    found = s3.found
+    point = await s3.point("cut")
+    spec = msgspec.convert({"source": {"point": point.name}, "target": {"pvcName": "late"}}, RestoreSpec)
+    await found.client.create(Restore(metadata=ObjectMeta(name="late", namespace=NAMESPACE), spec=spec))
+    async with asyncio.timeout(60):
+        while not found.movers(found.folder):
+            await asyncio.sleep(0.02)
+    await s3.server.kill()
+    await asyncio.sleep(5)
+    assert await found.client.find(PersistentVolumeClaim, "late", NAMESPACE) is None
+    await s3.server.start()
+    done = await found.restore_ended("late", NAMESPACE, within_s=150)
+    assert done.status.phase is RestorePhase.COMPLETED, done.status
+    assert digest(await found.image("late", NAMESPACE)) == digest(s3.image)
+    await found.settled(NAMESPACE, snapshots=1)
