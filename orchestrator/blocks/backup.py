@@ -171,6 +171,8 @@ class _Copier:
         self._tally = tallies.new()
         self._without = without
         self._inherits = plan.mode == "delta" and without is None
+        self._reused: list[int] = []
+        """Chunks that an earlier try stored, of which the base was not asked yet."""
         self._says_all = plan.mode == "delta"
         self._builder = ShardBuilder(
             vault,
@@ -242,6 +244,7 @@ class _Copier:
 
     async def copy(self) -> Shard:
         """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
+        started = time.perf_counter()
         if len(self._found) and self._shop.equal is not None:
             await asyncio.to_thread(self._remember_salvaged, self._shop.equal)
         self._crew.add("feeder", self._feed)
@@ -257,8 +260,12 @@ class _Copier:
             with suppress(asyncio.CancelledError):
                 await self._packs.abort()
             raise
+        between = time.perf_counter()
+        self._tally.add_seconds("copy", between - started)
         with self._tally.stage("map"), _reading_earlier():
             shard = await self._builder.finish(self._stats())
+        seconds = {**shard.stats.seconds, "commit": round(time.perf_counter() - between, 6)}
+        shard = msgspec.structs.replace(shard, stats=msgspec.structs.replace(shard.stats, seconds=seconds))
         if self._says_all and self._without is not None:
             message = f"The base can't be read, so the whole volume was read instead: {self._without}"
             shard = msgspec.structs.replace(shard, fallback="BaseIncomplete", message=message[:MESSAGE_LIMIT])
@@ -277,18 +284,34 @@ class _Copier:
             if self._known is not None:
                 with self._tally.stage("lookup"):
                     known = self._crew.call(self._lookup([i for unit in batch for i in unit.indexes()]))
+                self._forget_base([i for unit in batch for i in unit.indexes()], known)
             for unit in batch:
                 self._shop.done.admit(unit.number)
                 self._shop.todo.put(Work(unit, [known.get(index) for index in unit.indexes()]))
             count += len(batch)
+        self._forget_base([], {})
         self._shop.todo.close()
         self._shop.done.end(count)
 
-    async def _lookup(self, indexes: list[int]) -> dict[int, Entry]:
+    def _forget_base(self, indexes: list[int], known: dict[int, Entry]) -> None:
+        """Count what the base held in chunks that are settled anew as no longer held."""
+        if not self._inherits or self._known is None:
+            return
+        reused, self._reused = self._reused, []
+        missing = indexes if self._known.avoid else []  # what is known as damaged counted all the same
+        asked = [*reused, *(i for i in missing if i not in known)]
+        before = self._crew.call(self._lookup(asked, sound=False)) if asked else {}
+        size, volume_size = self._chunks.chunk_size, self._known.root.volume_size
+        for index in (*before, *(i for i in indexes if i in known)):
+            self._tally.held -= min(size, volume_size - index * size)
+
+    async def _lookup(self, indexes: list[int], *, sound: bool = True) -> dict[int, Entry]:
+        """Return what the earlier point has there; with `sound` only what isn't known as damaged."""
         assert self._known is not None
         async with self._map_turn:  # a map reader is used by one task at a time
             with _reading_earlier():
-                return await self._known.lookup(indexes)
+                reader = self._known if sound else MapReader(self._vault, self._known.root)
+                return await reader.lookup(indexes)
 
     async def _flush(self, below: int) -> None:
         async with self._map_turn:
@@ -306,8 +329,10 @@ class _Copier:
             return False
         self._set(index, entry)
         self._tally.chunks_reused += 1
+        self._reused.append(index)
         length = min(self._chunks.chunk_size, self._chunks.volume_size - index * self._chunks.chunk_size)
         self._tally.done += length
+        self._tally.held += length
         self._tally.changed += length
         return True
 
@@ -359,7 +384,7 @@ class _Copier:
         total, plan = self._tallies.sum(), self._plan
         return PointStats(
             volume=plan.record.volume_size,
-            allocated=self._tallies.total_bytes if not self._inherits else 0,
+            allocated=total.held,
             changed=total.changed,
             read=total.read,
             uploaded=self._packs.bytes,

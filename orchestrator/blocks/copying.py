@@ -102,6 +102,7 @@ class Reader:
         started = time.perf_counter()
         chunk_id = self._shop.keys.chunk_id(data)
         tally.add_seconds("hash", time.perf_counter() - started)
+        tally.held += len(data)
         if known is not None and known.id == chunk_id:
             tally.chunks_reused += 1
             return known

@@ -17,6 +17,8 @@ class Tally:
     read: int = 0
     changed: int = 0
     """Bytes of the chunks that differ from the base (or from nothing, when there is none)."""
+    held: int = 0
+    """Bytes of chunks that aren't zero, less those of the base's chunks that they stand for, when there is one."""
     stored: int = 0
     """Sealed bytes put into packs."""
     written: int = 0

@@ -47,6 +47,8 @@ class MapRoot(msgspec.Struct, frozen=True, rename="camel"):
     levels: int
     """Inner levels above the leaves, at least 1."""
     page: PageRef | None = None
+    held: int | None = None
+    """Bytes of the volume in chunks that aren't holes; None where it could not be found out."""
 
     @property
     def chunk_count(self) -> int:
@@ -107,6 +109,7 @@ class PointStats(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     volume: int = 0
     allocated: int = 0
+    """Of chunks that the point holds and that aren't holes. Of a delta's shard: how many more than its base."""
     changed: int = 0
     read: int = 0
     uploaded: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import msgspec
 
@@ -21,6 +22,7 @@ from orchestrator.repository.errors import (
     Damaged,
     ManifestMissing,
     ObjectConflict,
+    ObjectMissing,
     PointCancelled,
     ShardsMissing,
 )
@@ -68,12 +70,12 @@ async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) ->
     plan = await open_plan(vault, intent_id)
     _check_plan(vault, intent, plan)
     shards = await _shards(vault, intent_id, plan.shards)
-    writer = MapObjectWriter(vault, intent_id)
+    writer, started = MapObjectWriter(vault, intent_id), time.perf_counter()
     root = await _build_map(vault, intent, plan, shards, writer)
     manifest = Manifest(
         record=_told(plan.record, shards),
         root=root,
-        stats=_sum(shards, writer.bytes, root.volume_size),
+        stats=_sum(shards, writer.bytes, root, time.perf_counter() - started),
         created=(clock or SystemClock()).now(),
         writer=writer_version(),
     )
@@ -119,7 +121,34 @@ async def _build_map(vault: Vault, intent: Intent, plan: Plan, shards: list[Shar
     except ValueError as error:
         raise Damaged(vault.names.shards(intent.id), str(error)) from error
     await writer.finish()
-    return root
+    return msgspec.structs.replace(root, held=await _held(vault, base, root, shards))
+
+
+async def _held(vault: Vault, base: MapReader | None, root: MapRoot, shards: list[Shard]) -> int | None:
+    """Return the bytes of chunks that aren't holes: the base's and what the shards made of them; None if unreadable.
+
+    A shard that did without the base says what is there, not what is new, and an old base doesn't say: then the new
+    map is counted, which costs reading it.
+    """
+    changed = sum(shard.stats.allocated for shard in shards)
+    if base is None:
+        return changed
+    try:
+        if base.root.held is None or any(shard.fallback for shard in shards):
+            return await _count(MapReader(vault, root), 0)
+        return base.root.held + changed - await _count(base, root.chunk_count)
+    except (Damaged, ObjectMissing):
+        return None  # a figure is not worth failing the point: verify tells of the damage
+
+
+async def _count(found: MapReader, first: int) -> int:
+    """Return the bytes of chunks from `first` on that aren't holes."""
+    size, volume_size, total = found.root.chunk_size, found.root.volume_size, 0
+    if first >= found.root.chunk_count:
+        return 0
+    async for batch in found.batches(first):
+        total += sum(min(size, volume_size - index * size) for index, _ in batch)
+    return total
 
 
 def _told(record: PointRecord, shards: list[Shard]) -> PointRecord:
@@ -150,11 +179,13 @@ def _all_updates(shards: list[Shard], volume_size: int, chunk_size: int) -> list
     return updates
 
 
-def _sum(shards: list[Shard], map_bytes: int, volume_size: int) -> PointStats:
-    stats = PointStats(volume=volume_size, map_bytes=map_bytes, uploaded=map_bytes)
+def _sum(shards: list[Shard], map_bytes: int, root: MapRoot, seconds: float) -> PointStats:
+    stats = PointStats(
+        volume=root.volume_size, map_bytes=map_bytes, uploaded=map_bytes, seconds={"commit": round(seconds, 6)}
+    )
     for shard in shards:
         stats = stats.plus(shard.stats)
-    return stats
+    return msgspec.structs.replace(stats, allocated=root.held or 0)
 
 
 async def _existing(vault: Vault, key: str) -> PointRef | None:

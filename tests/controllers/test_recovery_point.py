@@ -72,6 +72,10 @@ async def points_read_what_changed_and_only_the_newest_snapshot_stays(cluster: B
     assert idle.status.bytes is not None
     assert (idle.status.bytes.read, idle.status.bytes.uploaded, idle.status.attempts) == (0, 0, 0)
     assert [p.status.sequence for p in (whole, part, idle)] == [1, 2, 3]
+    assert [p.status.bytes and p.status.bytes.allocated for p in (whole, part, idle)] == [1 << 18, 1 << 19, 1 << 19]
+    assert part.status.seconds is not None
+    assert min(part.status.seconds.copy, part.status.seconds.commit) > 0
+    assert part.status.seconds.copy + part.status.seconds.commit <= part.status.seconds.total
 
     async def dropped() -> bool:
         names = await cluster.of(VolumeSnapshot, TENANT)

@@ -94,8 +94,7 @@ async def _record(work: Work, ref: PointRef) -> None:
         progress="100%",
         bytes=Bytes(
             volume=size,
-            # A delta learns only of what changed: what else the volume holds is not counted again.
-            allocated=None if record.actual_mode == "delta" else stats.allocated,
+            allocated=manifest.root.held,
             changed=stats.changed,
             read=stats.read,
             uploaded=stats.uploaded,
@@ -117,15 +116,17 @@ async def _record(work: Work, ref: PointRef) -> None:
 
 
 def _seconds(work: Work, manifest: Manifest, now: datetime) -> Seconds:
-    """Return how long the stages took; the mover's own figures for what it did."""
+    """Return how long the stages took: the mover's own walls, and for the copy what came before its start as well."""
     status, told = work.status, manifest.stats.seconds
-    granted = status.granted_time or status.planned_time
-    copied = (now - granted).total_seconds() if granted is not None and status.attempts else 0.0
+    commit_s = told.get("commit", 0.0)
+    copied = told.get("copy", 0.0)
+    if status.granted_time is not None and status.attempts:
+        copied = max(copied, _between(status.granted_time, manifest.created) - commit_s)
     return Seconds(
         snapshot=_between(status.start_time, status.ready_time),
         diff=_between(status.ready_time, status.planned_time),
-        copy=max(0.0, told.get("copy", copied)),
-        commit=max(0.0, told.get("commit", 0.0)),
+        copy=max(0.0, copied),
+        commit=max(0.0, commit_s),
         total=_between(status.start_time, now),
     )
 
