@@ -174,6 +174,8 @@ class _Copier:
         self._reused: list[int] = []
         """Chunks that an earlier try stored, of which the base was not asked yet."""
         self._says_all = plan.mode == "delta"
+        self._uncounted = False
+        """Whether what the base held somewhere could not be read."""
         self._builder = ShardBuilder(
             vault,
             record.point_id,
@@ -266,6 +268,7 @@ class _Copier:
             shard = await self._builder.finish(self._stats())
         seconds = {**shard.stats.seconds, "commit": round(time.perf_counter() - between, 6)}
         shard = msgspec.structs.replace(shard, stats=msgspec.structs.replace(shard.stats, seconds=seconds))
+        shard = msgspec.structs.replace(shard, uncounted=self._uncounted)
         if self._says_all and self._without is not None:
             message = f"The base can't be read, so the whole volume was read instead: {self._without}"
             shard = msgspec.structs.replace(shard, fallback="BaseIncomplete", message=message[:MESSAGE_LIMIT])
@@ -300,18 +303,27 @@ class _Copier:
         reused, self._reused = self._reused, []
         missing = indexes if self._known.avoid else []  # what is known as damaged counted all the same
         asked = [*reused, *(i for i in missing if i not in known)]
-        before = self._crew.call(self._lookup(asked, sound=False)) if asked else {}
+        before = self._crew.call(self._lookup_harmed(asked)) if asked else {}
         size, volume_size = self._chunks.chunk_size, self._known.root.volume_size
         for index in (*before, *(i for i in indexes if i in known)):
             self._tally.held -= min(size, volume_size - index * size)
 
-    async def _lookup(self, indexes: list[int], *, sound: bool = True) -> dict[int, Entry]:
-        """Return what the earlier point has there; with `sound` only what isn't known as damaged."""
+    async def _lookup(self, indexes: list[int]) -> dict[int, Entry]:
         assert self._known is not None
         async with self._map_turn:  # a map reader is used by one task at a time
             with _reading_earlier():
-                reader = self._known if sound else MapReader(self._vault, self._known.root)
-                return await reader.lookup(indexes)
+                return await self._known.lookup(indexes)
+
+    async def _lookup_harmed(self, indexes: list[int]) -> dict[int, Entry]:
+        """Return what the base has there, damaged or not; a page known as damaged says nothing, and that is noted."""
+        assert self._known is not None
+        if not self._known.avoid:
+            return await self._lookup(indexes)
+        try:
+            return await MapReader(self._vault, self._known.root).lookup(indexes)
+        except (Damaged, ObjectMissing, UnsupportedFormat):
+            self._uncounted = True
+            return {}
 
     async def _flush(self, below: int) -> None:
         async with self._map_turn:

@@ -134,7 +134,7 @@ async def _held(vault: Vault, base: MapReader | None, root: MapRoot, shards: lis
     if base is None:
         return changed
     try:
-        if base.root.held is None or any(shard.fallback for shard in shards):
+        if base.root.held is None or any(shard.fallback or shard.uncounted for shard in shards):
             return await _count(MapReader(vault, root), 0)
         return base.root.held + changed - await _count(base, root.chunk_count)
     except (Damaged, ObjectMissing):

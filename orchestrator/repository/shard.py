@@ -17,6 +17,7 @@ class _ShardDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     stats: PointStats
     fallback: str = ""
     message: str = ""
+    uncounted: bool = False
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """Reason of a delta's shard that was read whole without the base, because the base could not be read. Such a shard
     says of each of its leaves what is there: nothing is inherited."""
     message: str = ""
+    uncounted: bool = False
+    """What the base held in its place could not be read, so that `stats.allocated` doesn't say how much more it is."""
 
 
 async def put_shard(vault: Vault, intent_id: str, shard: Shard) -> Shard:
@@ -42,6 +45,7 @@ async def put_shard(vault: Vault, intent_id: str, shard: Shard) -> Shard:
         stats=shard.stats,
         fallback=shard.fallback,
         message=shard.message,
+        uncounted=shard.uncounted,
     )
     try:
         await vault.store.put_new(name, seal_record(vault, Kind.SHARD, name, document, shard.updates))
@@ -68,4 +72,5 @@ async def open_shard(vault: Vault, intent_id: str, number: int) -> Shard | None:
         updates=updates,
         fallback=document.fallback,
         message=document.message,
+        uncounted=document.uncounted,
     )

@@ -12,7 +12,7 @@ from orchestrator.blocks.backup import CopyOptions, backup
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import DamageRecord, check_base, put_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing
-from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.layout import SLOT_UNIT, ObjectRef
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.vault import Vault
 from tests.blocks.stores import MemoryStore
@@ -179,3 +179,37 @@ async def test_a_base_that_takes_too_long_to_look_through_is_done_without(tmp_pa
     check = await check_base(vault, full.ref, within_s=0.0)
     assert not check.usable
     assert "too long" in check.why
+
+
+async def test_a_leaf_known_as_damaged_is_healed_by_a_delta_that_stays_one(tmp_path: Path) -> None:
+    # given a point whose leaf was lost, and verify has written it down
+    volume = Volume(tmp_path / "volume", 2048 * CHUNK)
+    volume.noise(0, 100 * CHUNK)
+    volume.noise(1500 * CHUNK, 100 * CHUNK)
+    store = MemoryStore()
+    vault = await vault_on(store)
+    full = await take(vault, volume.path, [(0, 100 * CHUNK), (1500 * CHUNK, 100 * CHUNK)], mode="allocated")
+    root = (await open_manifest(vault, full.ref.key))[0].root
+    reader = MapReader(vault, root)
+    refs = await reader.children([0, 1])
+    leaf = refs[0][0]
+    assert leaf is not None
+    what = DamageRecord(kind="map", object=leaf.object.to_bytes().hex(), what="test", found=datetime.now(UTC))
+    await put_damage(vault, what, [leaf.slot])
+    key = vault.names.map(leaf.object)
+    data = bytearray(store.objects[key])
+    start = leaf.slot * SLOT_UNIT
+    data[start : start + leaf.length] = bytes(leaf.length)
+    store.objects[key] = bytes(data)
+    check = await check_base(vault, full.ref)
+    assert (check.usable, check.heal) == (True, ((0, 1024),))
+    # when the next delta reads what is to be healed and what changed
+    volume.noise(1501 * CHUNK, CHUNK)
+    ranges = [(0, 1024 * CHUNK), (1501 * CHUNK, CHUNK)]
+    point = await take(vault, volume.path, ranges, mode="delta", base=full)
+    # then it is a delta that builds on the sound half, and whole
+    record = (await open_manifest(vault, point.ref.key))[0].record
+    assert (record.actual_mode, record.reason) == ("delta", None)
+    assert point.stats.read == 1025 * CHUNK
+    assert point.stats.allocated == 200 * CHUNK
+    assert await give_back(vault, point, tmp_path / "back") == volume.sha256()
