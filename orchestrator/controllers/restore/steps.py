@@ -129,6 +129,7 @@ class Steps:
             manifest_key=status.manifest_key,
             manifest_digest=status.manifest_digest,
             read_back=restore.spec.read_back,
+            sha256=restore.spec.read_back,
         )
         job = jobs.MoverJob(
             name=self._name,
