@@ -2,17 +2,22 @@
 
 Every object that Tidemark makes names its work in a label, so that it is found again whatever was lost on the way: a
 finalizer that ran out of patience, a record deleted by force, a class that keeps volumes. What must never happen here:
-repository data touched, work in flight disturbed, or anything taken away because a cache had not heard of its owner.
+repository data touched, work in flight disturbed, anything taken away because a cache had not heard of its owner, or
+a snapshot destroyed because the definition of our kind was deleted, and all records with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from orchestrator.api.foreign.cluster import CustomResourceDefinition
 from orchestrator.api.foreign.core import Job, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
 from orchestrator.api.meta import K8sObject
@@ -41,6 +46,8 @@ log = logging.getLogger(__name__)
 SWEEP_S = 180.0
 GRACE_S = 180.0
 """Nothing younger is touched: its owner's record may still be on its way to us."""
+DELETED_GRACE_S = 15.0
+"""A record that was seen to go is swept after this long: its own controller may still be at it."""
 STEPS = 12
 """Tear-down steps tried for one owner in one sweep; what is left waits for the next."""
 STEP_S = 0.5
@@ -65,22 +72,63 @@ class Found:
 class Sweeper:
     """Sweeps at the start and every few minutes."""
 
-    def __init__(self, context: Context, *, grace_s: float = GRACE_S, every_s: float = SWEEP_S) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        grace_s: float = GRACE_S,
+        every_s: float = SWEEP_S,
+        deleted_grace_s: float = DELETED_GRACE_S,
+    ) -> None:
         """Take what `app` made."""
         self.context = context
         self._grace_s = grace_s
         self._every_s = every_s
+        self._deleted_grace_s = deleted_grace_s
+        self._gone: dict[str, float] = {}
+        """Points whose records were seen to go, and when they are due. A hint: the next full sweep needs none."""
+        self._told = asyncio.Event()
 
     async def run(self) -> None:
         """Sweep for ever; what fails is tried again at the next sweep."""
+        self.context.caches.of(RecoveryPoint).subscribe(self._changed)
+        clock, full = self.context.clock, -math.inf
         while True:
+            now = clock.monotonic()
+            due = {uid for uid, when in self._gone.items() if when <= now}
             try:
-                await self.sweep()
+                if now >= full:
+                    full = now + self._every_s
+                    await self.sweep()
+                elif due:
+                    await self.sweep_deleted(due)
             except LeaseStale:
                 raise
             except TidemarkError as error:
                 log.warning("the sweep ended early: %s", error.sentence())
-            await asyncio.sleep(self._every_s)
+            self._gone = {uid: when for uid, when in self._gone.items() if uid not in due}
+            await self._wait(min([full, *self._gone.values()]))
+
+    def _changed(self, old: RecoveryPoint | None, new: RecoveryPoint | None) -> None:
+        if old is not None and new is None:
+            self._gone[old.uid] = self.context.clock.monotonic() + self._deleted_grace_s
+            self._told.set()
+
+    async def _wait(self, until: float) -> None:
+        """Wait until then, or until another record goes."""
+        self._told.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until - self.context.clock.monotonic())):
+                await self._told.wait()
+
+    async def sweep_deleted(self, uids: AbstractSet[str]) -> list[str]:
+        """Sweep points whose records were seen to go, without regard to the age of what they left."""
+        caches, held = self.context.caches, False
+        for kind in KINDS:
+            held = held or any(obj.metadata.labels.get(LABEL_POINT_UID) in uids for obj in caches.of(kind).all())
+        if not held or caches.of(RecoveryPoint).absent:
+            return []
+        return await self._sweep_points([f for f in await self._labelled(LABEL_POINT_UID) if f.uid in uids])
 
     async def sweep(self) -> list[str]:
         """Take away what may go; return the uids of owners of which nothing is left now."""
@@ -89,18 +137,30 @@ class Sweeper:
             return []  # the CRDs are gone: that is no reason to destroy a single snapshot
         points = self._old(await self._labelled(LABEL_POINT_UID))
         restores = self._old(await self._labelled(LABEL_RESTORE_UID))
-        swept: list[str] = []
-        if points:
-            live = {point.uid: point for point in (await self.context.client.list(RecoveryPoint))[0]}
-            for found in points:
-                if await self._guarded(self._sweep_point(found, live.get(found.uid)), found.uid):
-                    swept.append(found.uid)  # noqa: PERF401  # one after the other, each with its own errors
+        swept = await self._sweep_points(points)
         if restores:
             known = {restore.uid: restore for restore in (await self.context.client.list(Restore))[0]}
             for found in restores:
                 if await self._guarded(self._sweep_restore(found, known.get(found.uid)), found.uid):
-                    swept.append(found.uid)  # noqa: PERF401
+                    swept.append(found.uid)
         await self._sweep_volumes()
+        return swept
+
+    async def _sweep_points(self, points: list[Found]) -> list[str]:
+        if not points:
+            return []
+        live = {point.uid: point for point in (await self.context.client.list(RecoveryPoint))[0]}
+        # Looked at after the records: as long as the definition stays, no record went because of it.
+        name = f"{RecoveryPoint.RESOURCE.plural}.{RecoveryPoint.RESOURCE.group}"
+        definition = await self.context.client.find(CustomResourceDefinition, name)
+        if definition is None or definition.deleting:
+            return []
+        swept: list[str] = []
+        for found in points:
+            if found.uid not in live and _older(found, definition):
+                continue  # its record went with an earlier definition, and may be imported again
+            if await self._guarded(self._sweep_point(found, live.get(found.uid)), found.uid):
+                swept.append(found.uid)
         return swept
 
     async def _guarded(self, sweeping: Awaitable[bool], uid: str) -> bool:
@@ -225,6 +285,13 @@ def _collect(found: dict[str, Found], label: str, objects: Iterable[K8sObject]) 
         uid = obj.metadata.labels.get(label)
         if uid and obj.metadata.labels.get(LABEL_MANAGED_BY) == MANAGED_BY:
             found.setdefault(uid, Found(uid)).objects.append(obj)
+
+
+def _older(found: Found, definition: K8sObject) -> bool:
+    """Return whether an owner's objects were made before the definition of its kind."""
+    since = definition.metadata.creation_timestamp
+    made = [obj.metadata.creation_timestamp for obj in found.objects]
+    return since is not None and any(when is not None and when < since for when in made)
 
 
 def _transient(found: Found) -> bool:

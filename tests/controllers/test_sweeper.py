@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import PersistentVolume, PersistentVolumeClaim, StorageClass
+from orchestrator.api.foreign.cluster import CustomResourceDefinition
+from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim, StorageClass
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.fields import LABEL_POINT_UID
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.controllers.base import Context
 from orchestrator.controllers.sweeper import Sweeper
+from orchestrator.demo import install
+from orchestrator.kube.errors import NotFound
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -127,3 +132,56 @@ async def test_a_volume_whose_claim_went_behind_our_back_does_not_leak(cluster: 
         return claim.spec.volume_name not in await cluster.of(PersistentVolume)
 
     await cluster.eventually(gone, "the volume went")
+
+
+async def test_what_a_deleted_record_or_namespace_leaves_goes_at_once(cluster: Bed) -> None:
+    home = "leaves"
+    await cluster.client.apply(Namespace, {"metadata": {"name": home}})
+    one, two = await cluster.volume("alone-again"), await cluster.volume("db", namespace=home)
+
+    def soon(context: Context) -> Sweeper:
+        return Sweeper(context, every_s=3600, deleted_grace_s=0.5)
+
+    async with cluster.controller(sweeper=soon):
+        record, gone, stays = [
+            await cluster.completed(one), await cluster.completed(two), await cluster.completed(two, repository=None),
+        ]  # fmt: skip
+        await cluster.client.delete(RecoveryPoint, record.name, TENANT, uid=record.uid)
+        there = await cluster.client.get(Namespace, home)
+        await cluster.client.delete(Namespace, home, uid=there.uid)
+
+        async def left() -> bool:
+            contents = (await cluster.client.list(VolumeSnapshotContent))[0]
+            return not {record.uid, gone.uid} & {c.metadata.labels.get(LABEL_POINT_UID) for c in contents}
+
+        await cluster.eventually(left, "both snapshots went", 20)
+    contents = (await cluster.client.list(VolumeSnapshotContent, labels=f"{LABEL_POINT_UID}={stays.uid}"))[0]
+    assert [content.spec.deletion_policy for content in contents] == ["Retain"]
+
+
+async def test_records_that_go_with_their_definition_take_no_snapshot_along(cluster: Bed) -> None:
+    claim = await cluster.volume("undefined")
+    async with cluster.controller():
+        point = await cluster.completed(claim)
+    name = "recoverypoints.tidemark.dev"
+    held = {"metadata": {"finalizers": ["test.example.com/held"]}}
+    await cluster.client.merge_patch(CustomResourceDefinition, name, "", held)
+    definition = await cluster.client.get(CustomResourceDefinition, name)
+    async with cluster.context() as context:
+        sweeper = Sweeper(context, grace_s=-5)
+        await cluster.client.delete(CustomResourceDefinition, name, uid=definition.uid)
+        with contextlib.suppress(NotFound):
+            await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
+        assert (await sweeper.sweep_deleted({point.uid}), await sweeper.sweep()) == ([], [])
+    await cluster.client.merge_patch(CustomResourceDefinition, name, "", {"metadata": {"finalizers": None}})
+
+    async def gone() -> bool:
+        found = await cluster.client.find(CustomResourceDefinition, name)
+        return found is None or found.uid != definition.uid
+
+    await cluster.eventually(gone, "the definition went")
+    await asyncio.sleep(1)  # creation times are whole seconds
+    await install.definitions(cluster.client)
+    assert await sweep(cluster) == []
+    contents = (await cluster.client.list(VolumeSnapshotContent, labels=f"{LABEL_POINT_UID}={point.uid}"))[0]
+    assert [content.spec.deletion_policy for content in contents] == ["Retain"]
