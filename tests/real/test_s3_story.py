@@ -173,7 +173,7 @@ async def test_full_increment_prune_and_both_ways_of_restore(s3: Installed) -> N
     await found.client.create(Restore(metadata=ObjectMeta(name="back", namespace=NAMESPACE), spec=spec))
     done = await found.restore_ended("back", NAMESPACE)
     assert done.status.phase is RestorePhase.COMPLETED, done.status
-    assert digest(await found.image("back", NAMESPACE)) == digest(s3.image) != first_digest
+    assert digest(await found.image("back", NAMESPACE)) == done.status.sha256 == digest(s3.image) != first_digest
     assert await s3.restored(first) == first_digest
     await found.client.merge_patch(RecoveryPoint, first.name, NAMESPACE, {"spec": {"prune": True}})
     await found.until(RecoveryPoint, first.name, NAMESPACE, lambda p: p is None)
