@@ -174,7 +174,7 @@ class Sweeper:
             return False
 
     async def _labelled(self, label: str) -> list[Found]:
-        """Return everything that carries the label, by its value. Secrets are listed if they may be: no cache holds them."""
+        """Return everything that carries the label, by its value. Secrets are listed if they may be."""
         found: dict[str, Found] = {}
         for kind in KINDS:
             _collect(found, label, self.context.caches.of(kind).all())
