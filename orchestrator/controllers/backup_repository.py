@@ -17,7 +17,8 @@ from orchestrator.api.meta import Condition, with_condition
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, Usage
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_REPOSITORY_UID, MANAGED_BY
-from orchestrator.controllers.base import Controller, Key, Requeue
+from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.controllers.base import Context, Controller, Key, Requeue
 from orchestrator.controllers.repositories import OpenedRepository, mover_config
 from orchestrator.controllers.status import patch_status
 from orchestrator.decisions import backup_repository as decisions
@@ -29,6 +30,10 @@ from policies.naming import object_name
 CHECK_S = 60.0
 USAGE_EVERY = timedelta(minutes=30)
 """Usage is counted by listing: not at every check."""
+USAGE_SOONEST_S = 60.0
+"""After a point was completed usage is counted again, but not sooner than this after the last time..."""
+USAGE_SHARE = 100.0
+"""...nor sooner than so many times as long as the last count took: one hundredth of the time goes into counting."""
 USAGE_TIMEOUT_S = 300.0
 POLL = Requeue(2.0)
 Result = Literal["completed", "failed"]
@@ -40,10 +45,31 @@ class BackupRepositoryController(Controller[BackupRepository]):
     name = "backup_repository"
     kind = BackupRepository
 
+    def __init__(self, context: Context) -> None:
+        """Take what `app` made."""
+        super().__init__(context)
+        self._grown: dict[str, datetime] = {}
+        """When the newest point was completed that isn't counted yet, by repository: only a hint to count sooner."""
+        self._counting_s: dict[str, float] = {}
+        """How long the last count took."""
+
     def wire(self) -> None:
         """Wake for repositories and for their maintenance Jobs."""
         super().wire()
         self.watch(Job, self._by_label)
+        self.watch(RecoveryPoint, self._of_completed)
+
+    def _of_completed(self, point: RecoveryPoint) -> list[Key]:
+        """Wake when a point was completed since its repository's usage was counted."""
+        ended, name = point.status.completion_time, point.spec.repository
+        found = self.cache.get(name) if name is not None else None
+        if point.status.phase is not PointPhase.COMPLETED or ended is None or name is None or found is None:
+            return []
+        usage_then = found.status.usage
+        if usage_then is not None and usage_then.measured is not None and ended < usage_then.measured:
+            return []
+        self._grown[name] = max(ended, self._grown.get(name, ended))
+        return [("", name)]
 
     def _by_label(self, job: Job) -> list[Key]:
         owner = self.cache.by_uid(job.metadata.labels.get(LABEL_REPOSITORY_UID, ""))
@@ -57,12 +83,13 @@ class BackupRepositoryController(Controller[BackupRepository]):
         opened = await self.context.repositories.open(repository.name)
         now = self.context.clock.now()
         status = self._ready(repository, opened, now)
-        if status.usage is None or status.usage.measured is None or now - status.usage.measured >= USAGE_EVERY:
+        wait_s = self._usage_due_s(repository, now)
+        if wait_s <= 0:
             status = msgspec.structs.replace(status, usage=await self._usage(opened, now))
         repository = await patch_status(self.context, repository, status)
         slot = decisions.due(repository, now)
         if slot is None:
-            return Requeue(CHECK_S)
+            return Requeue(min(CHECK_S, wait_s) if wait_s > 0 else CHECK_S)
         if not await self._maintain(repository, opened, slot):
             return POLL
         await self._slot_done(repository, slot, await self._usage(opened, now), now)
@@ -107,12 +134,28 @@ class BackupRepositoryController(Controller[BackupRepository]):
             conditions=conditions,
         )
 
+    def _usage_due_s(self, repository: BackupRepository, now: datetime) -> float:
+        """Return the seconds until usage is to be counted: every half hour, and soon after points were completed."""
+        counted = repository.status.usage.measured if repository.status.usage is not None else None
+        if counted is None:
+            return 0.0
+        grown = self._grown.get(repository.name)
+        every = USAGE_EVERY
+        if grown is not None and grown >= counted:
+            took_s = self._counting_s.get(repository.name, 0.0)
+            every = min(every, timedelta(seconds=max(USAGE_SOONEST_S, USAGE_SHARE * took_s)))
+        else:
+            self._grown.pop(repository.name, None)
+        return (counted + every - now).total_seconds()
+
     async def _usage(self, opened: OpenedRepository, now: datetime) -> Usage:
         stored = objects = points = 0
+        started = self.context.clock.monotonic()
         async with asyncio.timeout(USAGE_TIMEOUT_S):
             for identity in await opened.repository.namespaces():
                 held = await usage(await opened.repository.vault(identity))
                 stored, objects, points = stored + held.bytes, objects + held.objects, points + held.points
+        self._counting_s[opened.name] = self.context.clock.monotonic() - started
         return Usage(bytes=stored, objects=objects, points=points, size=format_size(stored), measured=now)
 
     async def _maintain(self, repository: BackupRepository, opened: OpenedRepository, slot: datetime) -> bool:
