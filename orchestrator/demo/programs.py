@@ -53,6 +53,11 @@ class Program:
         except TimeoutError as error:
             raise ProgramFailed(self.name, self.log, f"was not ready within {within_s:.0f} s") from error
 
+    @property
+    def ended(self) -> bool:
+        """Return whether it was started and is no more."""
+        return self._process is not None and self._process.returncode is not None
+
     def check(self) -> None:
         """Raise ProgramFailed if it ended."""
         if self._process is not None and self._process.returncode is not None:

@@ -48,6 +48,8 @@ class World:
         self.key_file.write_text(key)
         self.metrics = ""
         self._controller: Program | None = None
+        self._arguments: tuple[str, ...] = ()
+        self._minded = False
 
     # The controller
 
@@ -56,7 +58,9 @@ class World:
         port = free_port()
         self.metrics = f"http://127.0.0.1:{port}"
         command = ["controller", "--kubeconfig", str(self.folder / "kubeconfig")]
-        command += ["--metrics-address", f"127.0.0.1:{port}", "--lease-duration", "2", *arguments]
+        command += ["--metrics-address", f"127.0.0.1:{port}", "--lease-duration", "4", *arguments]
+        self._arguments = arguments
+        self._minded = True
         self._controller = Program("controller", command, self.folder / "controller.log")
 
         async def serving() -> bool:
@@ -80,10 +84,17 @@ class World:
     def kill_controller(self) -> None:
         """kill -9."""
         assert self._controller is not None
+        self._minded = False
         self._controller.kill()
+
+    async def mind_controller(self) -> None:
+        """Start it again if it ended by itself, as a kubelet would: one that lost its lease on a busy machine does."""
+        if self._minded and self._controller is not None and self._controller.ended:
+            await self.start_controller(*self._arguments)
 
     async def stop_controller(self) -> int | None:
         """SIGTERM; return the exit code."""
+        self._minded = False
         return await self._controller.stop() if self._controller is not None else None
 
     @staticmethod
@@ -187,6 +198,7 @@ class World:
                         last = await self.client.find(kind, name, namespace)
                         if met(last):
                             return last
+                    await self.mind_controller()
                     await asyncio.sleep(0.1)
         except TimeoutError:
             log = (self.folder / "controller.log").read_text()[-3000:]
@@ -201,6 +213,7 @@ class World:
                     left = await self.leftovers(namespace, snapshots)
                     if not left:
                         return
+                    await self.mind_controller()
                     await asyncio.sleep(0.3)
         raise AssertionError(f"left behind: {left}")
 
