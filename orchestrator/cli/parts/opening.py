@@ -27,7 +27,10 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
         "AWS_ENDPOINT_URL": "endpoint",
         "AWS_ENDPOINT_URL_S3": "endpoint",
     },
-    "gs": {"GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key", "GOOGLE_APPLICATION_CREDENTIALS": "application_credentials"},
+    "gs": {
+        "GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key",
+        "GOOGLE_APPLICATION_CREDENTIALS": "application_credentials",
+    },
     "az": {
         "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
         "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
