@@ -116,7 +116,20 @@ class PvController(Role):
             await self._bind(volume, claim)
             return
         await self._claim_status(claim, {"phase": "Pending"})
-        await self._ask_for_provisioning(claim)
+        await self._ask_for_provisioning(await self._with_class(claim))
+
+    async def _with_class(self, claim: Manifest) -> Manifest:
+        """Give a claim without a class (an empty name is a choice) the default; of several, the newest."""
+        if "storageClassName" in spec(claim):
+            return claim
+        defaults = [found for found in self._classes if annotations_of(found).get(DEFAULT_CLASS) == "true"]
+        if not defaults:
+            return claim
+        newest = max(found["metadata"]["creationTimestamp"] for found in defaults)
+        name = min(key(found)[1] for found in defaults if found["metadata"]["creationTimestamp"] == newest)
+        return self._claims.saw(
+            await self._api.patch(PERSISTENT_VOLUME_CLAIM, claim, {"spec": {"storageClassName": name}})
+        )
 
     async def _ask_for_provisioning(self, claim: Manifest) -> None:
         class_name = spec(claim).get("storageClassName")

@@ -56,6 +56,18 @@ async def test_a_claim_gets_a_volume_of_its_exact_size_and_takes_it_along(world:
     assert not image.exists()
 
 
+async def test_a_claim_that_names_no_class_gets_the_default_one(world: World) -> None:
+    body = {
+        "metadata": {"name": "classless", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+    }
+    claim = await world.api.create(PERSISTENT_VOLUME_CLAIM, body)
+
+    bound = await world.until(PERSISTENT_VOLUME_CLAIM, claim, lambda c: status(c).get("phase") == "Bound")
+
+    assert spec(bound)["storageClassName"] == "sandbox"
+
+
 async def test_a_raised_request_grows_the_file(world: World) -> None:
     claim = await world.claim("grows", "1Mi")
 
