@@ -16,7 +16,7 @@ from orchestrator.api.tidemark.restore import RestorePhase, RestoreSpec
 from orchestrator.demo import install
 from tests.system.world import World, digest, write
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 SIZE = 8 << 20
 CHUNK = 256 * 1024
