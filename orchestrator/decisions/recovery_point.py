@@ -119,7 +119,8 @@ def _final(seen: RecoveryPointSeen) -> Step:
         return TearDown(destroy_snapshot=status.phase is not PointPhase.COMPLETED or surplus)
     if point.spec.prune:
         return Prune()
-    if status.snapshot_kept and surplus:
+    useless = seen.claim_gone and point.spec.repository is not None
+    if status.snapshot_kept and (surplus or useless):
         return DropSnapshot()
     return Done()
 

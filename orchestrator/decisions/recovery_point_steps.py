@@ -44,6 +44,8 @@ class RecoveryPointSeen:
     point: RecoveryPoint
     now: datetime
     bounds: Bounds
+    claim_gone: bool = False
+    """The volume's claim was deleted, or is another one now: no delta will ever be taken against its snapshot."""
     namespace_gone: bool = False
     """The point's namespace is being deleted."""
     claim: PersistentVolumeClaim | None = None

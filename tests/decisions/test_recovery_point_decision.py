@@ -390,6 +390,14 @@ def sibling(uid: str, sequence: int, phase: PointPhase = Phase.COMPLETED, **stat
     return point(phase, meta={"uid": uid, "name": uid, "finalizers": ()}, sequence=sequence, **status)
 
 
+def test_a_snapshot_goes_with_its_claim_unless_it_is_all_there_is() -> None:
+    stored, only = sibling("stored", 1), sibling("only", 1)
+    only = msgspec.structs.replace(only, spec=msgspec.structs.replace(only.spec, repository=None))
+    assert decide(seen(stored, siblings=(stored,))) == d.Done()
+    assert decide(seen(stored, siblings=(stored,), claim_gone=True)) == d.DropSnapshot()
+    assert decide(seen(only, siblings=(only,), claim_gone=True)) == d.Done()
+
+
 def test_older_snapshots_go_once_a_newer_point_is_good_and_no_work_in_flight_names_them() -> None:
     old, new = sibling("old", 1), sibling("new", 2)
     running = sibling("run", 3, Phase.PLANNING, base=PointBase(uid="old"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.api.foreign.cluster import CustomResourceDefinition
-from orchestrator.api.foreign.core import Namespace
+from orchestrator.api.foreign.core import Namespace, PersistentVolumeClaim
 from orchestrator.api.tidemark import Backup, BackupPolicy, BackupRepository, RecoveryPoint
 from orchestrator.demo import install
 from tests.system.world import World, digest, write
@@ -52,6 +52,14 @@ async def test_records_can_be_deleted_in_any_order(installed: World, order: tupl
     names = {BackupPolicy: "all", Backup: "run", RecoveryPoint: record.name}
     for kind in order:
         await _gone(installed, kind, names[kind], namespace)
+    assert await installed.restored_offline(point) == expected
+
+
+async def test_a_claim_goes_with_its_snapshot_and_its_points_stay(installed: World) -> None:
+    point, expected = await _protected(installed, "del-claim", seed=6)
+    await _gone(installed, PersistentVolumeClaim, "data", "del-claim")
+    await installed.settled("del-claim", snapshots=0, within_s=120)
+    assert [p.uid for p in await installed.points("del-claim")] == [point]
     assert await installed.restored_offline(point) == expected
 
 

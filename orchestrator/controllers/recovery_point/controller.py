@@ -97,6 +97,8 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         """Read what the phase's decision rests on: live, because a cache may be behind what we did ourselves."""
         job = JobSeen("missing")
         seen = self._base(point)
+        if not point.deleting and point.status.phase is PointPhase.COMPLETED and point.status.snapshot_kept:
+            seen = dataclasses.replace(seen, claim_gone=await self._claim_gone(point))
         if point.deleting or point.status.phase in FINAL_PHASES:
             return seen, job
         match point.status.phase:
@@ -134,6 +136,14 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         if named is None or policy is None or policy.uid != named.uid or policy.spec.retention is None:
             return DEFAULT_SNAPSHOTS
         return policy.spec.retention.snapshots or DEFAULT_SNAPSHOTS
+
+    async def _claim_gone(self, point: RecoveryPoint) -> bool:
+        """Return whether the volume's claim is gone for good: as the cache says, and then as the API server does."""
+        claims = self.context.caches.of(PersistentVolumeClaim)
+        if claims.by_uid(point.spec.pvc_uid) is not None:
+            return False
+        found = await self.context.client.find(PersistentVolumeClaim, point.spec.pvc_name, point.namespace)
+        return found is None or found.uid != point.spec.pvc_uid
 
     async def _gather_volume(self, seen: RecoveryPointSeen) -> RecoveryPointSeen:
         client, point = self.context.client, seen.point
