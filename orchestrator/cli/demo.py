@@ -61,8 +61,9 @@ async def _play(folder: Path, size: int, changes: float, json: Path | None) -> b
     from rich.console import Console
 
     from orchestrator.demo.report import Report
+    from orchestrator.demo.script import Script
     from orchestrator.demo.stage import stage
-    from orchestrator.demo.story import Script, tell_story
+    from orchestrator.demo.story import tell_story
 
     console, begun, report = Console(highlight=False), time.monotonic(), Report()
 

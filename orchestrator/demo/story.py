@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from orchestrator.api.foreign.cluster import ConfigMap
-from orchestrator.api.foreign.core import Event, Job, Namespace, PersistentVolumeClaim
-from orchestrator.api.foreign.snapshot import VolumeSnapshot
+from orchestrator.api.foreign.core import Namespace, PersistentVolumeClaim
 from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup import Backup, BackupPhase, BackupSpec
@@ -25,47 +20,17 @@ from orchestrator.api.tidemark.backup_policy import BackupPolicy
 from orchestrator.api.tidemark.fields import ANNOTATION_INHERIT_POINTS
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint
 from orchestrator.api.tidemark.restore import AsOf, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreTarget
-from orchestrator.config import Settings
-from orchestrator.decisions.retention import explain
 from orchestrator.demo import install
-from orchestrator.demo.report import Fallback, Judged, Report, RestoreResult, point_entry
-from orchestrator.demo.stage import CLASS, NAMESPACE, REPOSITORY, Stage, Waited
-from orchestrator.demo.volumes import BLOCK, Archive, Database, Files, sha256_of
+from orchestrator.demo.judging import judge_costs, judge_leftovers, judge_retention, judge_rpo
+from orchestrator.demo.report import Fallback, RestoreResult, point_entry
+from orchestrator.demo.script import CLAIMS, Script
+from orchestrator.demo.stage import CLASS, NAMESPACE, REPOSITORY
+from orchestrator.demo.volumes import Archive, Database, Files, sha256_of
 
 POLICY = "hourly-in-seconds"
 EVERY_S = 5
 RPO_S = 20
-CLAIMS = ("files", "database", "archive")
 FAULT = "cbt-precondition"
-Teller = Callable[[str], None]
-
-
-@dataclass
-class Script:
-    """What the acts share."""
-
-    stage: Stage
-    report: Report
-    tell: Teller
-    show: Teller = lambda _: None
-    """Shows what is under way now, on a line that is overwritten."""
-    points: dict[str, RecoveryPoint] = field(default_factory=dict)
-    """Every point ever seen completed, by uid: dropped ones too."""
-    held: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of what each point's snapshot held, by the point's uid."""
-    changed: list[tuple[datetime, datetime, list[int]]] = field(default_factory=list)
-    """Rewritten blocks of the archive: when that began, when it ended, which."""
-    database: Database | None = None
-
-    @property
-    def client(self) -> Any:
-        """Return the API client."""
-        return self.stage.client
-
-    def of(self, claim: str) -> list[RecoveryPoint]:
-        """Return a claim's completed points, oldest first."""
-        mine = [p for p in self.points.values() if p.spec.pvc_name == claim and p.status.snapshot_time is not None]
-        return sorted(mine, key=lambda p: (p.status.sequence, p.status.snapshot_time))
 
 
 async def watch_points(script: Script) -> None:
@@ -256,37 +221,6 @@ async def set_fault(script: Script, name: str, *, on: bool) -> None:
     await asyncio.sleep(0.5)
 
 
-async def judge_retention(script: Script) -> None:
-    """Write down what retention kept and dropped, with its reasons."""
-    policy = await script.client.get(BackupPolicy, POLICY, NAMESPACE)
-
-    async def settled() -> list[RecoveryPoint]:
-        listed, _ = await script.client.list(RecoveryPoint, NAMESPACE)
-        return [p for p in listed if p.status.phase is PointPhase.COMPLETED]
-
-    async with asyncio.timeout(30):
-        while True:
-            live = await settled()
-            verdicts = explain(policy, live, script.stage.clock.now())
-            if not any(v.drop for v in verdicts.values()):
-                break
-            await asyncio.sleep(0.3)
-    names = {p.uid: p.name for p in live}
-    for verdict in verdicts.values():
-        for kept in verdict.keep:
-            script.report.retention.append(Judged(point=names[kept.point.id], kept=True, reasons=list(kept.reasons)))
-    events, _ = await script.client.list(Event, NAMESPACE)
-    said = {e.involved_object.name: e.message for e in events if e.reason == "Dropped"}
-    for point in script.points.values():
-        if point.uid not in names:
-            script.report.retention.append(Judged(point=point.name, kept=False, reasons=[said.get(point.name, "")]))
-    dropped = [j for j in script.report.retention if not j.kept]
-    held = bool(dropped) and all(any(j.reasons) and j.reasons[0] for j in dropped)
-    script.report.check("retention drops points, with reasons", held=held, detail=f"{len(dropped)} dropped")
-    for judged in dropped[:3]:
-        script.tell(f"  dropped {judged.point}: {'; '.join(judged.reasons)}")
-
-
 async def restore_all(
     script: Script, files: Files, *, prefix: str, source: Callable[[str, RecoveryPoint], RestoreSource], label: str
 ) -> None:
@@ -360,70 +294,6 @@ async def lose_and_recover(script: Script, files: Files) -> None:
     await restore_all(script, files, prefix="", source=source, label="recover")
 
 
-def judge_costs(script: Script, chunk: int) -> None:
-    """Hold what was read against what was changed."""
-    points = script.of("archive")
-    deltas = [p for p in points if p.status.mode == "delta"]
-    script.report.check(
-        "at least three increments of each volume",
-        held=all(sum(1 for p in script.of(c) if p.status.mode == "delta") >= 3 for c in CLAIMS),
-    )
-    idle = [p for p in deltas if not _changes_before(script, points, p)]
-    idle_read = [p.status.bytes.read for p in idle if p.status.bytes is not None]
-    script.report.check(
-        "an increment of a volume without change reads 0 bytes",
-        held=bool(idle_read) and not any(idle_read),
-        detail=str(idle_read),
-    )
-    for point in deltas:
-        blocks = _changes_before(script, points, point)
-        if not blocks or point.status.bytes is None:
-            continue
-        most = len({block * BLOCK // chunk for block in blocks}) * chunk
-        script.report.check(
-            "an increment reads at most the chunks that the changed blocks touch",
-            held=point.status.bytes.read <= most,
-            detail=f"{len(blocks)} blocks changed, read {point.status.bytes.read} of at most {most}",
-        )
-
-
-def _changes_before(script: Script, points: list[RecoveryPoint], point: RecoveryPoint) -> list[int]:
-    """Return the blocks that may have been rewritten between the point's base and the point."""
-    at = point.status.snapshot_time
-    base = next((p for p in points if point.status.base is not None and p.name == point.status.base.point), None)
-    since = base.status.snapshot_time if base is not None else None
-    assert at is not None
-    return [
-        block
-        for begun, ended, blocks in script.changed
-        if begun <= at and (since is None or ended >= since)
-        for block in blocks
-    ]
-
-
-async def judge_leftovers(script: Script) -> None:
-    """Nothing transient may be left in the controller's namespace."""
-    namespace = Settings().namespace
-    left: list[str] = []
-    for _ in range(100):
-        left = []
-        for kind in (Job, PersistentVolumeClaim, VolumeSnapshot):
-            listed, _ = await script.client.list(kind, namespace)
-            left += [f"{kind.RESOURCE.kind} {obj.name}" for obj in listed]
-        if not left:
-            break
-        await asyncio.sleep(0.2)
-    script.report.check("no Job, clone or re-homed snapshot is left behind", held=not left, detail=", ".join(left))
-
-
-def judge_rpo(script: Script) -> None:
-    """The gauge must have risen and fallen."""
-    readings = [r.seconds for r in script.report.rpo if r.pvc == "archive"]
-    rises = any(b > a for a, b in itertools.pairwise(readings))
-    falls = any(b < a for a, b in itertools.pairwise(readings))
-    script.report.check("the RPO gauge rises and falls", held=rises and falls, detail=f"{len(readings)} readings")
-
-
 async def tell_story(script: Script, size: int, changes: float) -> None:
     """Play all acts."""
     files, archive, images = await make_volumes(script, size, changes)
@@ -437,7 +307,7 @@ async def tell_story(script: Script, size: int, changes: float) -> None:
         script.tell("on demand: a Backup object, made by hand")
         await on_demand(script, "by-hand")
         await broken_cbt(script)
-        await judge_retention(script)
+        await judge_retention(script, POLICY)
         judge_costs(script, chunk=256 * 1024)
         writer.cancel()
         script.tell("restore every volume's newest point into new claims")
@@ -452,6 +322,3 @@ async def tell_story(script: Script, size: int, changes: float) -> None:
         sampler.cancel()
     judge_rpo(script)
     script.report.points = [point_entry(p) for claim in CLAIMS for p in script.of(claim)]
-
-
-__all__ = ["Script", "Waited", "tell_story"]
