@@ -155,3 +155,16 @@ async def test_a_restore_that_waits_for_a_slot_is_shown(at: Desk) -> None:
     await restore(at, phase="Pending", grantedTime=None)
     assert at.metric("tidemark_slots_waiting", task="restore") == 1
     assert at.metric("tidemark_slots_waiting", task="backup") == 0
+
+
+async def test_a_whole_backups_restore_ends_with_the_count_of_all_its_volumes(at: Desk) -> None:
+    for name in ("db-1", "files-1"):
+        await at.put(Restore, name, spec={"source": {"point": name}}, status={"phase": "Completed"})
+    status = {"phase": "Filling", "startTime": at.clock.now().isoformat(), "children": ["db-1", "files-1"]}
+    told = {**status, "progress": "1/2"}
+    await at.put(Restore, "back", metadata={"finalizers": [FINALIZER]}, spec={"source": {"backup": "b"}}, status=told)
+
+    await passes(RestoreController(at.context))
+
+    ended = await at.known(Restore, "back")
+    assert (ended.status.phase, ended.status.progress) == (RestorePhase.COMPLETED, "2/2")

@@ -196,7 +196,7 @@ class RestoreController(Controller[Restore]):
             case decisions.Abort():
                 return SOON if await steps.abort(step, seen) else POLL
             case decisions.Finish():
-                await steps.finish(step.phase, step.reason, step.message)
+                await steps.finish(step.phase, step.reason, step.message, seen)
                 return SOON
             case _:
                 assert_never(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 import msgspec
@@ -102,7 +103,8 @@ class Steps:
             prime=self._name,
             saved_claim=msgspec.json.encode(found.saved).decode(),
         )
-        self._event("Normal", "Resolved", f"Restoring {record.point_name} of {record.snapshot_time.isoformat()}.")
+        taken = record.snapshot_time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._event("Normal", "Resolved", f"Restoring {record.point_name} of {taken}.")
 
     async def create_prime(self) -> None:
         """Make the raw block claim in the controller's namespace."""
@@ -147,8 +149,7 @@ class Steps:
         """Tell how far the mover or the children are, and what keeps a pending one back."""
         context, status = self._context, self._restore.status
         if self._restore.spec.source.backup is not None:
-            done = sum(1 for c in seen.children.values() if c.status.phase is RestorePhase.COMPLETED)
-            await self._write(progress=f"{done}/{len(status.children)}")
+            await self._write(progress=self._children_done(seen))
             return
         found = await jobs.look(context.client, context.caches, self._name, context.settings)
         changes: dict[str, Any] = {"attempts": max(status.attempts, found.attempt)}
@@ -349,10 +350,14 @@ class Steps:
             await self._context.client.delete(PersistentVolume, volume.name, uid=volume.uid)
         if not await clone.remove(self._context.client, self._name, self._context.settings, self._labels):
             return False
-        await self.finish(step.phase, status.reason, status.message)
+        await self.finish(step.phase, status.reason, status.message, seen)
         return True
 
-    async def finish(self, phase: RestorePhase, reason: str, message: str) -> None:
+    def _children_done(self, seen: RestoreSeen) -> str:
+        done = sum(1 for c in seen.children.values() if c.status.phase is RestorePhase.COMPLETED)
+        return f"{done}/{len(self._restore.status.children)}"
+
+    async def finish(self, phase: RestorePhase, reason: str, message: str, seen: RestoreSeen) -> None:
         """Record how it ended."""
         good = phase is RestorePhase.COMPLETED
         now = self._context.clock.now()
@@ -368,6 +373,8 @@ class Steps:
             reason=reason,
             message="" if good else message[:512],
             completion_time=now,
+            # The pass that sees the last child end is this one: without it the column would stay one behind.
+            progress=self._children_done(seen) if self._restore.status.children else self._restore.status.progress,
             conditions=stall.without(with_condition(self._restore.status.conditions, end, now)),
         )
         # After the write, which only one pass can win: a restore is counted once.
