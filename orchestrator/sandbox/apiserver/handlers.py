@@ -228,9 +228,11 @@ class Handlers:
         try:
             async for line in lines:
                 await response.write(line)
+            await response.write_eof()
+        except ConnectionResetError:
+            pass  # the watcher went away, as every watcher does some day; there is nobody to tell
         finally:
             await lines.aclose()
-        await response.write_eof()
         return response
 
     async def _create(self, request: web.BaseRequest, call: Call, accept: Accept) -> web.StreamResponse:
