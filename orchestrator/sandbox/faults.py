@@ -7,6 +7,8 @@ is "off", is off. Nothing here acts: the code that a fault breaks asks for it by
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from orchestrator.errors import Terminal
@@ -24,6 +26,13 @@ class UnknownFault(Terminal):
 
     reason = "UnknownFault"
     remedy = "`tidemark sandbox fault --list` shows them all."
+
+
+class BadFaultValue(Terminal):
+    """A value that the fault can't have."""
+
+    reason = "BadFaultValue"
+    remedy = "Give a number above 0, or switch it off with --off."
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -110,10 +119,20 @@ class Faults:
             return float(FAULTS[fault].default)
 
 
+def _number(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
 async def switch(api: Api, fault: str, value: str | None) -> None:
-    """Switch a fault on (to `value`) or off (None) in the cluster. Raises UnknownFault, ApiError."""
+    """Switch a fault on (to `value`) or off (None) in the cluster. Raises UnknownFault, BadFaultValue, ApiError."""
     if fault not in FAULTS:
         raise UnknownFault(f"There is no fault {fault!r}")
+    # Without this, a slip of the pen would be taken for the default, and 0 for off.
+    if value not in {None, "on", "off"} and _number(FAULTS[fault].default) and not _number(str(value)):
+        raise BadFaultValue(f"{value!r} is no value of {fault}")
     await api.ensure(
         CONFIG_MAP, {"metadata": {"name": CONFIG_NAME, "namespace": NAMESPACE}, "data": {fault: value or "off"}}
     )
