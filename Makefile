@@ -33,7 +33,7 @@ test: $(STAMP) ## All hermetic tests, under 3 minutes
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not real and not system and not chaos" $(ARGS)
 
 quick: $(STAMP) lint types contracts ## Lint, types, contracts and pure tests, under 20 s
-	@$(BIN)/python -m pytest -q -m quick $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 -m quick $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -66,7 +66,7 @@ test-real: $(STAMP) ## Suites against real servers and tools (make real-tools fi
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m real $(ARGS)
 
 test-system: $(STAMP) ## A whole installation: deletions, bad input, kills at seeded random moments; minutes
-	@$(BIN)/python -m pytest -q -m "(system or chaos) and not real" $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "(system or chaos) and not real" $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis

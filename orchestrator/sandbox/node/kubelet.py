@@ -215,7 +215,9 @@ class Kubelet(Role):
         paths = Paths(container, state.volumes, state.termination(home, container["name"]))
         words = [*(container.get("command") or _ENTRYPOINT), *(container.get("args") or [])]
         variables = {variable: paths.real(value) for variable, value in given.items()}
-        command = [paths.real(expand(word, variables)) for word in words]
+        # The program itself comes from the image, which here is this machine: only what it is told is rewritten, or a
+        # checkout below a mountPath (/tmp, say) would lose its interpreter.
+        command = [expand(words[0], variables), *(paths.real(expand(word, variables)) for word in words[1:])]
         binaries = str(Path(sys.executable).parent)
         search = os.environ.get("PATH", os.defpath)
         base = {"PATH": f"{binaries}{os.pathsep}{search}", "HOME": str(home), "HOSTNAME": name(pod), "LANG": "C.UTF-8"}

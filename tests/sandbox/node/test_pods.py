@@ -105,6 +105,18 @@ async def test_a_job_reads_its_device_secret_and_environment_and_leaves_a_messag
     await until(lambda: not home.exists())
 
 
+async def test_a_mount_over_the_programs_own_folder_does_not_hide_it(world: World) -> None:
+    container = {
+        "command": ["/bin/sh", "-c", 'echo "$0"', "/bin/here"],
+        "volumeMounts": [{"name": "scratch", "mountPath": "/bin"}],
+    }
+    job = await world.job("hidden", "", container=container, pod={"volumes": [{"name": "scratch", "emptyDir": {}}]})
+
+    assert condition(await world.finished(job)) == ("Complete", "CompletionsReached")
+    [pod] = await world.pods("hidden")
+    assert (await log(world, pod)).strip().endswith("/volumes/scratch/here")
+
+
 async def until(holds: Any, timeout_s: float = 8) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
