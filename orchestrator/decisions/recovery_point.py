@@ -367,6 +367,10 @@ def surplus_snapshots(siblings: Sequence[RecoveryPoint], keep: int) -> frozenset
         if p.status.phase is PointPhase.COMPLETED and p.status.snapshot_kept and p.spec.repository is not None
     ]
     in_use = {p.status.base.uid for p in siblings if p.status.phase not in FINAL_PHASES and p.status.base is not None}
+    lasting = [p for p in siblings if p.uid in {item.id for item in held} and p.spec.expires is None]
+    if lasting:
+        # An on-demand point that expires takes its snapshot along: the base of what follows must outlive it.
+        in_use.add(max(lasting, key=lambda p: p.status.sequence).uid)
     return frozenset(item.id for item in lineage.snapshots_to_drop(held, keep, in_use))
 
 

@@ -245,6 +245,24 @@ async def test_a_driver_that_serves_no_delta_is_asked_for_what_is_allocated_and_
     assert (again.status.mode, again.status.fallback_reason) == ("delta", "")
 
 
+async def test_a_service_that_does_not_answer_is_told_while_it_is_asked_again(cluster: Bed) -> None:
+    claim = await cluster.volume("silent")
+    await cluster.write("silent", b"some" * 100)
+    await cluster.sandbox.fault("cbt-unavailable")
+    try:
+        point = await cluster.point(claim)
+
+        async def told() -> bool:
+            now = await cluster.client.get(RecoveryPoint, point.name, point.namespace)
+            return any(c.reason == "CBTRetrying" for c in now.status.conditions)
+
+        await cluster.eventually(told, "the retry is told")
+    finally:
+        await cluster.sandbox.fault("cbt-unavailable", None)
+    done = await cluster.ended(point)
+    assert (done.status.phase, done.status.mode) == (PointPhase.COMPLETED, "allocated")
+
+
 @pytest.mark.chaos
 async def test_a_snapshot_that_never_becomes_ready_ends_the_point_with_the_drivers_words(cluster: Bed) -> None:
     claim = await cluster.volume("late")

@@ -390,6 +390,15 @@ def sibling(uid: str, sequence: int, phase: PointPhase = Phase.COMPLETED, **stat
     return point(phase, meta={"uid": uid, "name": uid, "finalizers": ()}, sequence=sequence, **status)
 
 
+def test_a_point_that_expires_does_not_cost_the_lasting_one_its_snapshot() -> None:
+    lasting, older, passing = sibling("lasting", 2), sibling("older", 1), sibling("passing", 3)
+    passing = msgspec.structs.replace(passing, spec=msgspec.structs.replace(passing.spec, expires=NOW))
+    both = (older, lasting, passing)
+    assert decide(seen(older, siblings=both)) == d.DropSnapshot()
+    assert decide(seen(lasting, siblings=both)) == d.Done()
+    assert decide(seen(passing, siblings=both)) == d.Done()
+
+
 def test_a_snapshot_goes_with_its_claim_unless_it_is_all_there_is() -> None:
     stored, only = sibling("stored", 1), sibling("only", 1)
     only = msgspec.structs.replace(only, spec=msgspec.structs.replace(only.spec, repository=None))

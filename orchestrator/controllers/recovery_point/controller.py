@@ -342,6 +342,7 @@ class RecoveryPointController(Controller[RecoveryPoint]):
                 return None if await removal.drop_snapshot(work) else POLL
             case decisions.Prune():
                 await removal.prune_point(self.context, work.point)
+                work.event("Normal", "Pruned", "The data was removed on request; its space comes back by maintenance.")
                 return None
             case _:
                 assert_never(step)

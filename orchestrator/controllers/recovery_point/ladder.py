@@ -192,9 +192,17 @@ class _Recheck:
 
     def __init__(self, work: Work, method: str) -> None:
         self._work, self._method = work, method
+        self._calls = 0
 
     async def __call__(self) -> None:
-        """Return when the snapshot is ready; wait for it a while; raise SnapshotGone or SnapshotObjectGone."""
+        """Return when the snapshot is ready; wait for it a while; raise SnapshotGone or SnapshotObjectGone.
+
+        The client asks before each try, so from the second one on a retry is told: a service that is down takes
+        minutes until the next rung, and nobody should wonder meanwhile.
+        """
+        self._calls += 1
+        if self._calls > 1:
+            await self._tell_retry(self._calls - 1)
         try:
             async with asyncio.timeout(RECHECK_S):
                 while not await self._ready():  # what changes is on the API server
@@ -203,6 +211,13 @@ class _Recheck:
             raise SnapshotObjectGone(
                 self._work.status.driver, self._method, "full", "the snapshot is no longer ready"
             ) from error
+
+    async def _tell_retry(self, number: int) -> None:
+        work = self._work
+        text = f"The driver's change tracking did not answer {self._method}; trying again (retry {number})."
+        await work.write(conditions=work.conditions("Progressing", "False", "CBTRetrying", text))
+        if number == 1:
+            work.event("Warning", "CBTRetrying", text)
 
     async def _ready(self) -> bool:
         work, client = self._work, self._work.context.client
