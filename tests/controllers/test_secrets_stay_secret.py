@@ -26,6 +26,8 @@ from orchestrator.repository.keys import NamespaceIdentity
 from tests.controllers.desk import CLUSTER, NAMESPACE, SYSTEM, Desk, desk
 from tests.mover.movers import Pod, end
 
+pytestmark = pytest.mark.system
+
 ACCESS, PASSWORD = "PlantedAccessKeyId77", "planted/secret+access/key/0123456789abcdef"
 CLOUD = {"secret_access_key": PASSWORD, "access_key_id": ACCESS}
 KEY = ("", "main")

@@ -21,7 +21,7 @@ from orchestrator.volumes import job
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 from tests.system.world import World
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
