@@ -120,7 +120,7 @@ def _final(seen: RecoveryPointSeen) -> Step:
     if point.spec.prune:
         return Prune()
     useless = seen.claim_gone and point.spec.repository is not None
-    if status.snapshot_kept and (surplus or useless):
+    if seen.snapshot_lingers or (status.snapshot_kept and (surplus or useless)):
         return DropSnapshot()
     return Done()
 

@@ -46,6 +46,8 @@ class RecoveryPointSeen:
     bounds: Bounds
     claim_gone: bool = False
     """The volume's claim was deleted, or is another one now: no delta will ever be taken against its snapshot."""
+    snapshot_lingers: bool = False
+    """The physical snapshot was given up, but its content is still there: whoever destroyed it was cut off."""
     namespace_gone: bool = False
     """The point's namespace is being deleted."""
     claim: PersistentVolumeClaim | None = None

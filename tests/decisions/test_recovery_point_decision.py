@@ -399,6 +399,12 @@ def test_a_point_that_expires_does_not_cost_the_lasting_one_its_snapshot() -> No
     assert decide(seen(passing, siblings=both)) == d.Done()
 
 
+def test_a_snapshot_whose_destruction_was_cut_off_is_destroyed_again() -> None:
+    given_up = sibling("given-up", 1, snapshot_kept=False)
+    assert decide(seen(given_up, siblings=(given_up,))) == d.Done()
+    assert decide(seen(given_up, siblings=(given_up,), snapshot_lingers=True)) == d.DropSnapshot()
+
+
 def test_a_snapshot_goes_with_its_claim_unless_it_is_all_there_is() -> None:
     stored, only = sibling("stored", 1), sibling("only", 1)
     only = msgspec.structs.replace(only, spec=msgspec.structs.replace(only.spec, repository=None))

@@ -99,6 +99,10 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         seen = self._base(point)
         if not point.deleting and point.status.phase is PointPhase.COMPLETED and point.status.snapshot_kept:
             seen = dataclasses.replace(seen, claim_gone=await self._claim_gone(point))
+        if not point.deleting and point.status.phase is PointPhase.COMPLETED and not point.status.snapshot_kept:
+            content = self.context.caches.of(VolumeSnapshotContent).get(point.status.content_name)
+            ours = content is not None and content.metadata.labels.get(LABEL_POINT_UID) == point.uid
+            seen = dataclasses.replace(seen, snapshot_lingers=ours)
         if point.deleting or point.status.phase in FINAL_PHASES:
             return seen, job
         match point.status.phase:
