@@ -22,7 +22,7 @@ from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.volumes.snapshot import original_name
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
