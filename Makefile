@@ -65,7 +65,7 @@ real-tools: ## Build etcd, kube-apiserver, kubectl and an S3 server from pinned 
 	@sh tests/real/tools/build.sh
 
 test-real: $(STAMP) ## Suites against real servers and tools (make real-tools first)
-	@$(BIN)/python -m pytest -q $(PARALLEL) -m real $(ARGS)
+	@$(BIN)/python -m pytest -q -m real $(ARGS)
 
 test-system: $(STAMP) ## A whole installation: deletions, bad input, kills at seeded random moments; minutes
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "(system or chaos) and not real" $(ARGS)
