@@ -1,7 +1,9 @@
 """Repositories: can they be reached, what lies there, and is what no point needs swept.
 
 Maintenance is bulk work and so a Job, one per namespace of the repository, with that namespace's keys only. The Jobs
-of a slot run one after the other; a slot is done when each of them ended.
+of a slot run one after the other; a slot is done when each of them ended. A slot is written down before its first Job
+is made and carried to its end whatever comes meanwhile (newer slots, suspension, another leader): a Job whose slot was
+forgotten would be left behind.
 """
 
 from __future__ import annotations
@@ -87,18 +89,30 @@ class BackupRepositoryController(Controller[BackupRepository]):
         if wait_s <= 0:
             status = msgspec.structs.replace(status, usage=await self._usage(opened, now))
         repository = await patch_status(self.context, repository, status)
-        slot = decisions.due(repository, now)
+        slot = _begun(repository)
         if slot is None:
-            return Requeue(min(CHECK_S, wait_s) if wait_s > 0 else CHECK_S)
+            slot = decisions.due(repository, now)
+            if slot is None:
+                return Requeue(min(CHECK_S, wait_s) if wait_s > 0 else CHECK_S)
+            await self._note(repository, slot, {})
+            return Requeue(0.0)
         if not await self._maintain(repository, opened, slot):
             return POLL
         await self._slot_done(repository, slot, await self._usage(opened, now), now)
         return Requeue(CHECK_S)
 
     async def _slot_done(self, repository: BackupRepository, slot: datetime, usage_now: Usage, now: datetime) -> None:
-        """Record that each of the slot's Jobs ended; only when all of them succeeded has a sweep completed."""
+        """Record that each of the slot's Jobs ended; only when all of them succeeded has a sweep completed.
+
+        Suspended meanwhile, a slot ends with the Job that was running: what it did counts for nothing but its failure.
+        """
         swept = _swept(repository, slot)
         failed = [uid for uid, good in swept.items() if not good]
+        if repository.spec.maintenance.suspend and not failed:
+            await patch_status(
+                self.context, repository, msgspec.structs.replace(repository.status, last_maintenance_slot=slot)
+            )
+            return
         text = f"{len(failed)} of {len(swept)} namespaces could not be swept; the next slot tries again."
         condition = Condition(
             type="Maintained",
@@ -174,6 +188,8 @@ class BackupRepositoryController(Controller[BackupRepository]):
             vault = await opened.repository.vault(identity)
             seen = await jobs.look(client, self.context.caches, name, settings)
             if seen.state == "missing":
+                if repository.spec.maintenance.suspend:
+                    continue
                 config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
                 job = jobs.MoverJob(name=name, task="maintain", config=config, labels=labels)
                 await jobs.ensure(client, job, settings)
@@ -243,6 +259,17 @@ class BackupRepositoryController(Controller[BackupRepository]):
 ANNOTATION_MAINTAINED = "tidemark.dev/maintained"
 """The slot, and the uids of the namespaces whose Jobs of that slot ended, each with FAILED behind it if it failed."""
 FAILED = "!"
+
+
+def _begun(repository: BackupRepository) -> datetime | None:
+    """Return the slot that was begun and isn't done, None when there is none."""
+    text = repository.metadata.annotations.get(ANNOTATION_MAINTAINED, "").partition(" ")[0]
+    try:
+        slot = datetime.fromisoformat(text)
+    except ValueError:
+        return None  # none yet, or a hand wrote there: the next slot that is due overwrites it
+    last = repository.status.last_maintenance_slot
+    return slot if slot.tzinfo is not None and (last is None or slot > last) else None
 
 
 def _swept(repository: BackupRepository, slot: datetime) -> dict[str, bool]:

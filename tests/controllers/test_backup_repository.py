@@ -113,6 +113,14 @@ async def test_who_may_use_a_repository(at: Desk) -> None:
         at.context.repositories.check_allowed("none", NAMESPACE)
 
 
+async def begun(at: Desk, controller: BackupRepositoryController) -> str:
+    """Let the slot that is due begin; return its first Job's name."""
+    await controller.reconcile(KEY)
+    await controller.reconcile(KEY)
+    (name,) = at.names(Job)
+    return name
+
+
 async def test_maintenance_is_written_down_before_its_job_goes_and_counted_once(at: Desk) -> None:
     controller = await ready(at)
     await namespace(at, "ns-1")
@@ -120,6 +128,8 @@ async def test_maintenance_is_written_down_before_its_job_goes_and_counted_once(
     await namespace(at, "ns-3", cluster="another-cluster")
     at.clock.pass_(hours=26)
     names: list[str] = []
+    await controller.reconcile(KEY)
+    assert at.names(Job) == [], "the slot is written down before its first Job is made"
     for _ in range(2):
         await controller.reconcile(KEY)
         (name,) = at.names(Job)
@@ -153,8 +163,7 @@ async def test_maintenance_that_fails_is_said_and_becomes_overdue(at: Desk) -> N
     await namespace(at, "ns-1")
     for _ in range(3):
         at.clock.pass_(hours=24)
-        await controller.reconcile(KEY)
-        (name,) = at.names(Job)
+        name = await begun(at, controller)
         await job(at, name, "Failed")
         for _ in range(3):
             await controller.reconcile(KEY)
@@ -170,8 +179,7 @@ async def test_maintenance_that_fails_is_said_and_becomes_overdue(at: Desk) -> N
     assert "Maintained" not in [reason for reason, _ in events]
     # a sweep that completes ends it
     at.clock.pass_(hours=24)
-    await controller.reconcile(KEY)
-    await job(at, at.names(Job)[0], "Complete")
+    await job(at, await begun(at, controller), "Complete")
     for _ in range(3):
         await controller.reconcile(KEY)
     assert at.metric("tidemark_repository_maintenance_overdue", repository="main") == 0
@@ -184,3 +192,42 @@ async def test_maintenance_that_is_switched_off_runs_nothing_and_is_not_overdue(
     await controller.reconcile(KEY)
     assert at.names(Job) == []
     assert at.metric("tidemark_repository_maintenance_overdue", repository="main") == 0
+
+
+async def test_a_slot_that_was_begun_is_carried_to_its_end_though_newer_ones_come_due(at: Desk) -> None:
+    controller = await ready(at, maintenance={"schedule": {"every": "5s"}})
+    await namespace(at, "ns-1")
+    at.clock.pass_(seconds=10)
+    name = await begun(at, controller)
+    for _ in range(3):
+        at.clock.pass_(seconds=20)
+        await controller.reconcile(KEY)
+        assert at.names(Job) == [name], "a newer slot must not forget the Job that runs"
+    await job(at, name, "Complete")
+    for _ in range(3):
+        await controller.reconcile(KEY)
+    assert at.names(Job) == []
+    assert (await at.known(BackupRepository, "main")).status.last_maintenance == at.clock.now()
+
+
+@pytest.mark.parametrize("ended", ["Complete", "Failed"])
+async def test_maintenance_that_is_suspended_while_it_runs_leaves_no_job_and_starts_no_other(
+    at: Desk, ended: str
+) -> None:
+    controller = await ready(at, maintenance={"schedule": {"every": "24h"}})
+    await namespace(at, "ns-1")
+    await namespace(at, "ns-2")
+    at.clock.pass_(hours=25)
+    name = await begun(at, controller)
+    await at.client.merge_patch(BackupRepository, "main", "", {"spec": {"maintenance": {"suspend": True}}})
+    await at.known(BackupRepository, "main")
+    await controller.reconcile(KEY)
+    assert at.names(Job) == [name], "what runs may end"
+    await job(at, name, ended)
+    for _ in range(4):
+        await controller.reconcile(KEY)
+    assert at.names(Job) == []
+    now = await at.known(BackupRepository, "main")
+    assert now.status.last_maintenance is None, "not every namespace was swept"
+    told = condition(now.status.conditions, "Maintained")
+    assert (told is None) == (ended == "Complete")
