@@ -15,11 +15,22 @@ def main() -> None:
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--zones", default="", help="one node for each of these zones, comma separated")
+    parser.add_argument(
+        "--kubelet-client-ca", type=Path, metavar="FILE", help="hand out logs over HTTPS to certificates of this CA"
+    )
     parser.add_argument("--without", default="", help=f"roles to leave out, comma separated: {', '.join(ROLES)}")
     given = parser.parse_args()
     left_out = set(filter(None, given.without.split(",")))
     roles = [role for role in ROLES if role not in left_out]
-    run_part(given.kubeconfig, lambda api: Nodes(api, given.dir.resolve(), count=given.nodes, roles=roles))
+    zones = list(filter(None, given.zones.split(",")))
+    directory = given.dir.resolve()
+    run_part(
+        given.kubeconfig,
+        lambda api: Nodes(
+            api, directory, count=given.nodes, zones=zones, roles=roles, kubelet_client_ca=given.kubelet_client_ca
+        ),
+    )
 
 
 if __name__ == "__main__":

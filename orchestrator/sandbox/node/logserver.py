@@ -1,12 +1,18 @@
-"""Hand out container logs as a kubelet does, on loopback, to who knows the node's token."""
+"""Hand out container logs as a kubelet does, on loopback, to who knows the node's token.
+
+A real API server has no token for a node; it has a client certificate. With an authority for those given, the server
+speaks HTTPS (with a certificate of its own, as a kubelet that bootstraps itself) and asks for one instead.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ssl
 from pathlib import Path
 from typing import Protocol
 
+import trustme
 from aiohttp import web
 
 _STEP = 1 << 16
@@ -28,9 +34,10 @@ class LogServer:
 
     name = "log-server"
 
-    def __init__(self, logs: Logs, token: str) -> None:
+    def __init__(self, logs: Logs, token: str, client_ca: Path | None = None) -> None:
         self._logs = logs
         self._token = token
+        self._client_ca = client_ca
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -40,7 +47,8 @@ class LogServer:
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        context = await asyncio.to_thread(_tls, self._client_ca) if self._client_ca else None
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -51,7 +59,7 @@ class LogServer:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
+        if self._client_ca is None and not hmac.compare_digest(given.encode(), self._token.encode()):
             raise web.HTTPUnauthorized(text="the node's token is wrong")
         at = request.match_info["namespace"], request.match_info["pod"], request.match_info["container"]
         path = self._logs.log_path(*at)
@@ -71,6 +79,14 @@ class LogServer:
             if limit == 0 or not follow or not running:
                 return response
             await asyncio.sleep(_FOLLOW_S)
+
+
+def _tls(client_ca: Path) -> ssl.SSLContext:
+    """Return a context that takes only clients with a certificate of the authority in the file."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client_ca))
+    context.verify_mode = ssl.CERT_REQUIRED
+    trustme.CA().issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    return context
 
 
 async def _copy(path: Path, position: int, limit: int, response: web.StreamResponse) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import base64
 import logging
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,13 +53,22 @@ class Nodes(Part):
         directory: Path,
         *,
         count: int = 1,
+        zones: Sequence[str] = (),
         roles: Iterable[str] = ROLES,
         job_retry_s: float = 1.0,
         faults: Faults | None = None,
+        kubelet_client_ca: Path | None = None,
     ) -> None:
+        """Play `count` nodes in zones zone-a, zone-b, ..., or one node for each of `zones`.
+
+        With `kubelet_client_ca` logs are handed out over HTTPS to who has a certificate of that authority, as a
+        kubelet does; without it to who knows the node's token.
+        """
         super().__init__(api)
         self._directory = directory
-        self._names = [f"sandbox-{number}" for number in range(1, count + 1)]
+        self._zones = list(zones) or [f"zone-{chr(ord('a') + number)}" for number in range(count)]
+        self._names = [f"sandbox-{number}" for number in range(1, len(self._zones) + 1)]
+        self._kubelet_client_ca = kubelet_client_ca
         self._wanted = frozenset(roles)
         self._job_retry_s = job_retry_s
         unknown = self._wanted - set(ROLES)
@@ -72,9 +81,9 @@ class Nodes(Part):
         """Register the nodes; return the wanted roles."""
         made: list[Runnable] = []
         if "kubelet" in self._wanted:
-            for number, node in enumerate(self._names):
+            for node, zone in zip(self._names, self._zones, strict=True):
                 kubelet = Kubelet(self, node, self._directory, self.faults)
-                await self._register(node, f"zone-{chr(ord('a') + number)}", kubelet)
+                await self._register(node, zone, kubelet)
                 made.append(kubelet)
             made.append(Heartbeat(self.api, self._names))
         if "scheduler" in self._wanted:
@@ -94,7 +103,7 @@ class Nodes(Part):
 
     async def _register(self, node: str, zone: str, kubelet: Kubelet) -> None:
         token = secrets.token_urlsafe(32)
-        server = LogServer(kubelet, token)
+        server = LogServer(kubelet, token, client_ca=self._kubelet_client_ca)
         await server.open()
         self._log_servers.append(server)
         encoded = base64.b64encode(token.encode()).decode()
