@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.api.meta import Resource
 from orchestrator.errors import Terminal
-from orchestrator.sandbox.api import AlreadyExists, Api, ApiError
+from orchestrator.sandbox.api import AlreadyExists, Api, ApiError, Conflict
 from orchestrator.sandbox.faults import NAMESPACE, Faults
 from orchestrator.sandbox.kinds import CONFIG_MAP, CSI_NODE, DRIVER, NODE, SECRET
 from orchestrator.sandbox.kinds import NAMESPACE as NAMESPACES
@@ -22,7 +22,7 @@ from orchestrator.sandbox.node.jobs import JobController
 from orchestrator.sandbox.node.kubelet import ADDRESS, Kubelet
 from orchestrator.sandbox.node.logserver import LogServer
 from orchestrator.sandbox.node.scheduler import Scheduler
-from orchestrator.sandbox.objects import Manifest, timestamp
+from orchestrator.sandbox.objects import Manifest, name, timestamp
 from orchestrator.sandbox.roles import Part, Runnable
 from orchestrator.sandbox.storage.provisioner import ZONE
 
@@ -111,15 +111,24 @@ class Nodes(Part):
         await self.api.ensure(SECRET, secret)
         labels = {"kubernetes.io/hostname": node, "kubernetes.io/os": "linux", ZONE: zone}
         marks = {_ATTACHED_BY_CONTROLLER: "true"}
-        held = await self.api.ensure(
-            NODE, {"metadata": {"name": node, "labels": labels, "annotations": marks}, "spec": {}}
-        )
-        await self.api.patch_status(NODE, held, _node_status(node, server.port))
+        wanted = {"metadata": {"name": node, "labels": labels, "annotations": marks}, "spec": {}}
+        held = await self.api.ensure(NODE, wanted)
+        await self._say_ready(held, server.port)
         driver = {"name": DRIVER, "nodeID": node, "topologyKeys": [ZONE]}
         try:
             await self.api.create(CSI_NODE, {"metadata": {"name": node}, "spec": {"drivers": [driver]}})
         except AlreadyExists:
             return
+
+    async def _say_ready(self, node: Manifest, port: int) -> None:
+        """Write a node's status; a real node controller writes to the object at the same time."""
+        while True:
+            try:
+                await self.api.patch_status(NODE, node, _node_status(name(node), port))
+            except Conflict:
+                node = await self.api.get(NODE, name(node))
+            else:
+                return
 
 
 def _node_status(node: str, port: int) -> Manifest:
