@@ -143,7 +143,7 @@ class ChunkSet:
         return int.from_bytes(self._bits, "little").bit_count()
 
     def __bool__(self) -> bool:
-        return any(self._bits)
+        return self._skip(0, len(self._bits), 0x00) < len(self._bits)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ChunkSet):

@@ -40,7 +40,7 @@ from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.pack import Entry, read_footer
 from orchestrator.repository.packwriter import PackWriter
 from orchestrator.repository.plan import Plan, open_plan, shard_range
-from orchestrator.repository.point import commit, committed
+from orchestrator.repository.point import commit_planned, existing_point
 from orchestrator.repository.salvage import Salvage, salvage
 from orchestrator.repository.shard import Shard, open_shard, put_shard
 from orchestrator.repository.vault import Vault
@@ -82,30 +82,43 @@ async def backup(
     shard: int = 0,
     options: CopyOptions | None = None,
     tallies: Tallies | None = None,
+    intent: Intent | None = None,
+    plan: Plan | None = None,
 ) -> Copied | PointRef:
     """Copy a shard, then commit the point if it was the last. A point committed already is returned at once.
 
-    Cancelling stops in bounded time and leaves what is stored for the next try. Raises what the store, the device or
-    the repository has against it, as one typed error.
+    `intent`, `plan`: what is stored, when the caller has just put or read it. Cancelling stops in bounded time and
+    leaves what is stored for the next try. Raises what the store, the device or the repository has against it, as one
+    typed error.
     """
     tallies = tallies or Tallies()
-    done = await committed(vault, intent_id)
-    if done is not None:
-        return done
+    intent = intent or await open_intent(vault, intent_id)
     finished = await open_shard(vault, intent_id, shard)
+    if plan is None:
+        try:
+            plan = await open_plan(vault, intent_id)
+        except ObjectMissing:
+            done = await existing_point(vault, intent.manifest_key)
+            if done is None:
+                raise
+            return done
+    if finished is not None or plan.chunks():
+        # With nothing to read there is nothing to save by looking: the put of the manifest says it.
+        done = await existing_point(vault, intent.manifest_key)
+        if done is not None:
+            return done
     if finished is None:
-        finished = await copy_shard(vault, intent_id, device, shard, options or CopyOptions(), tallies)
+        finished = await copy_shard(vault, intent, plan, device, shard, options or CopyOptions(), tallies)
     with suppress(ShardsMissing):
-        return Copied(finished, await commit(vault, intent_id))
+        return Copied(finished, await commit_planned(vault, intent, plan, shard=finished))
     return Copied(finished, None)
 
 
 async def copy_shard(
-    vault: Vault, intent_id: str, device: str | Path, number: int, options: CopyOptions, tallies: Tallies
+    vault: Vault, intent: Intent, plan: Plan, device: str | Path, number: int, options: CopyOptions, tallies: Tallies
 ) -> Shard:
     """Copy one shard and put its record; return the record that counts (another pod's, if that was first)."""
     started = time.perf_counter()
-    intent, plan = await open_intent(vault, intent_id), await open_plan(vault, intent_id)
     if not 0 <= number < plan.shards:
         raise PlanMismatch(f"shard {number} of a plan with {plan.shards}")
     with Source.open(device, expected_size=plan.record.volume_size) as source:
@@ -118,7 +131,7 @@ async def copy_shard(
             tallies.restart()
             copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies, without=error.cause)
             shard = await copier.copy()
-    return await put_shard(vault, intent_id, shard)
+    return await put_shard(vault, intent.id, shard)
 
 
 class _EarlierUnreadable(Exception):
@@ -221,7 +234,7 @@ class _Copier:
 
         `without`: why it can't be read. A delta then reads everything, the other rungs compare with nothing.
         """
-        known, chunks = None, plan.chunks()
+        known, root, chunks = None, None, plan.chunks()
         ref = intent.base if plan.mode == "delta" else intent.compare
         if plan.mode == "delta" and ref is None:
             raise PlanMismatch("a delta without a base")
@@ -231,17 +244,20 @@ class _Copier:
         elif ref is not None:
             # The intent keeps the base's map alive, even when its manifest was pruned since.
             root = intent.roots[intent.points.index(ref)]
-            if root.chunk_size == plan.record.chunk_size:
-                damage = await load_damage(vault)
-                with _reading_earlier():
-                    known = MapReader(vault, root, avoid=damage)
+            if root.chunk_size != plan.record.chunk_size:
+                if plan.mode == "delta":
+                    raise PlanMismatch("a delta in another chunk size than its base")
+                root = None
             elif plan.mode == "delta":
-                raise PlanMismatch("a delta in another chunk size than its base")
-            if plan.mode == "delta":
                 add_resized(chunks, root.volume_size)
-        found = await salvage(vault, plan.record.point_id)
         shard = shard_range(chunks.chunk_count, plan.shards, number)
         planned = await asyncio.to_thread(planned_in, chunks, *shard)
+        # Who reads nothing refers to nothing anew, and no earlier try can have stored anything.
+        found = await salvage(vault, plan.record.point_id) if planned[0] else Salvage()
+        if root is not None:
+            damage = await load_damage(vault) if planned[0] else None
+            with _reading_earlier():
+                known = MapReader(vault, root, avoid=damage)
         return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned, without)
 
     async def copy(self) -> Shard:

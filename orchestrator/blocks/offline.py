@@ -89,7 +89,11 @@ def parse_extents(lines: Iterable[str], chunks: ChunkSet) -> None:
 
 async def find_point(vault: Vault, point_id: str) -> str:
     """Return the manifest's name of the point with this id (or a unique start of it); PointUnknown."""
-    found = [key async for key in list_points(vault) if point_name(key).startswith(point_id)]
+    return _the_one([key async for key in list_points(vault)], point_id)
+
+
+def _the_one(keys: list[str], point_id: str) -> str:
+    found = [key for key in keys if point_name(key).startswith(point_id)]
     if len(found) != 1:
         raise PointUnknown(f"{len(found)} points begin with {point_id}" if found else f"no point {point_id}")
     return found[0]
@@ -101,14 +105,35 @@ def point_name(key: str) -> str:
     return match.group(2) if match else key.rpartition("/")[2]
 
 
+def sequence_in(key: str) -> int:
+    """Return a point's number in its lineage from its manifest's name; 0 when that is none of ours."""
+    match = _SEQUENCE.search(key)
+    return int(match.group(1)) if match else 0
+
+
 async def newest(vault: Vault, lineage: str) -> PointRef | None:
     """Return the newest committed point of a volume."""
-    for key in reversed(await list_lineage(vault, lineage)):
+    return (await _newest_of(vault, await list_lineage(vault, lineage)))[0]
+
+
+async def _newest_of(vault: Vault, keys: list[str]) -> tuple[PointRef | None, Manifest | None]:
+    for key in sorted(keys, reverse=True):
         try:
-            return (await open_manifest(vault, key))[1]
+            manifest, ref = await open_manifest(vault, key)
         except PointCancelled:
             continue
-    return None
+        return ref, manifest
+    return None, None
+
+
+async def _earlier(vault: Vault, lineage: str, base: str | None) -> tuple[list[str], PointRef | None, Manifest | None]:
+    """Return the names of the points there are, and the one to build on: `base`, or the newest of the lineage."""
+    if base is None:
+        keys = await list_lineage(vault, lineage)
+        return (keys, *(await _newest_of(vault, keys)))
+    keys = [key async for key in list_points(vault)]
+    manifest, ref = await open_manifest(vault, _the_one(keys, base))
+    return keys, ref, manifest
 
 
 def lineage_of(driver: str, volume_handle: str) -> str:
@@ -133,12 +158,7 @@ async def make_point(
     """
     handle = await asyncio.to_thread(os.path.realpath, path)
     lineage = lineage_of(DRIVER, handle)
-    parent = None
-    if base is not None:
-        _, parent = await open_manifest(vault, await find_point(vault, base))
-    else:
-        parent = await newest(vault, lineage)
-    parent_manifest = (await open_manifest(vault, parent.key, digest=parent.digest))[0] if parent else None
+    keys, parent, parent_manifest = await _earlier(vault, lineage, base)
     if parent_manifest is not None:
         lineage = parent_manifest.record.lineage
         chunk_size = chunk_size or parent_manifest.root.chunk_size
@@ -146,7 +166,8 @@ async def make_point(
     chunks = await asyncio.to_thread(_planned, path, extents, chunk_size or DEFAULT_CHUNK_SIZE)
     if delta and parent_manifest is not None:
         add_resized(chunks, parent_manifest.root.volume_size)
-    record = await _record(vault, handle, lineage, chunks, "delta" if delta else "allocated", parent)
+    sequence = 1 + max((sequence_in(key) for key in keys if key.startswith(vault.names.lineage(lineage))), default=0)
+    record = _record(vault, handle, lineage, sequence, chunks, "delta" if delta else "allocated", parent)
     intent = Intent(
         id=record.point_id,
         base=parent if delta else None,
@@ -155,12 +176,13 @@ async def make_point(
         lineage=lineage,
         created=record.snapshot_time,
     )
-    await put_intent(vault, intent)
+    known = {parent: parent_manifest.root} if parent is not None and parent_manifest is not None else {}
+    intent = await put_intent(vault, intent, roots=known)
     plan = Plan(
         record=record, base=intent.base, compare=intent.compare, mode=record.actual_mode, bits=chunks.to_bytes()
     )
-    await put_plan(vault, record.point_id, plan)
-    ended = await backup(vault, record.point_id, path, options=options, tallies=tallies)
+    plan = await put_plan(vault, record.point_id, plan)
+    ended = await backup(vault, record.point_id, path, options=options, tallies=tallies, intent=intent, plan=plan)
     ref = ended if isinstance(ended, PointRef) else ended.point
     assert ref is not None, "a plan with one shard is committed by its only copier"
     manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
@@ -178,18 +200,16 @@ def _planned(path: Path, extents: Iterable[str] | None, chunk_size: int) -> Chun
     return chunks
 
 
-async def _record(
-    vault: Vault, handle: str, lineage: str, chunks: ChunkSet, mode: Mode, parent: PointRef | None
+def _record(
+    vault: Vault, handle: str, lineage: str, sequence: int, chunks: ChunkSet, mode: Mode, parent: PointRef | None
 ) -> PointRecord:
-    keys = await list_lineage(vault, lineage)
-    last = _SEQUENCE.search(keys[-1]) if keys else None
     now = datetime.now(UTC)
     name = Path(handle).name
     return PointRecord(
         point_id=str(uuid.uuid4()),
         point_name=f"{name}-{now:%Y%m%d-%H%M%S}",
         lineage=lineage,
-        sequence=int(last.group(1)) + 1 if last else 1,
+        sequence=sequence,
         namespace=vault.namespace,
         pvc_name=name,
         pvc_uid=lineage,

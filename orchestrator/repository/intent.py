@@ -6,6 +6,7 @@ manifests before intents, so it either sees the intent or the writer sees that t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -41,17 +42,22 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return tuple(dict.fromkeys(named))
 
 
-async def put_intent(vault: Vault, intent: Intent) -> Intent:
+async def put_intent(vault: Vault, intent: Intent, *, roots: Mapping[PointRef, MapRoot] | None = None) -> Intent:
     """Announce an intent, then check that what it names still exists; idempotent. Returns what is stored.
 
-    An intent of that id that is there already counts, whatever was asked now: open its plan, not yours. Raises
+    `roots`: those of points whose manifests the caller has opened already; they are not opened twice before. An
+    intent of that id that is there already counts, whatever was asked now: open its plan, not yours. Raises
     BaseGone (choose another base under another point id), PointCancelled, Damaged.
     """
     name = vault.names.intent(intent.id)
     if not intent.manifest_key.endswith(f"-{intent.id}"):
         raise ValueError(f"intent {intent.id} would commit another point's manifest, {intent.manifest_key}")
-    roots = await _roots(vault, intent)
-    stored = msgspec.structs.replace(intent, roots=roots)
+    known = roots or {}
+    if all(ref in known for ref in intent.points):
+        found = tuple(known[ref] for ref in intent.points)
+    else:
+        found = await _roots(vault, intent)
+    stored = msgspec.structs.replace(intent, roots=found)
     try:
         await vault.store.put_new(name, seal_record(vault, Kind.INTENT, name, stored))
     except ObjectConflict:

@@ -64,12 +64,23 @@ async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) ->
     Raises ShardsMissing, PointCancelled, ObjectMissing (no such intent or plan), Damaged.
     """
     intent = await open_intent(vault, intent_id)
-    existing = await _existing(vault, intent.manifest_key)
+    existing = await existing_point(vault, intent.manifest_key)
     if existing is not None:
         return existing
     plan = await open_plan(vault, intent_id)
+    return await commit_planned(vault, intent, plan, clock=clock)
+
+
+async def commit_planned(
+    vault: Vault, intent: Intent, plan: Plan, *, shard: Shard | None = None, clock: Clock | None = None
+) -> PointRef:
+    """Do what `commit` does, for who has read intent and plan already: both are written once and stay true.
+
+    `shard`: one that the caller has just put. That nobody committed meanwhile is settled by the put itself.
+    """
+    intent_id = intent.id
     _check_plan(vault, intent, plan)
-    shards = await _shards(vault, intent_id, plan.shards)
+    shards = await _shards(vault, intent_id, plan.shards, shard)
     writer, started = MapObjectWriter(vault, intent_id), time.perf_counter()
     root = await _build_map(vault, intent, plan, shards, writer)
     manifest = Manifest(
@@ -83,7 +94,7 @@ async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) ->
     try:
         await vault.store.put_new(intent.manifest_key, data)
     except ObjectConflict:
-        found = await _existing(vault, intent.manifest_key)
+        found = await existing_point(vault, intent.manifest_key)
         if found is None:
             raise PointCancelled(intent.manifest_key) from None
         return found
@@ -98,8 +109,11 @@ def _check_plan(vault: Vault, intent: Intent, plan: Plan) -> None:
         raise Damaged(name, "its base isn't the one that its intent protects")
 
 
-async def _shards(vault: Vault, intent_id: str, count: int) -> list[Shard]:
-    found = [await open_shard(vault, intent_id, number) for number in range(count)]
+async def _shards(vault: Vault, intent_id: str, count: int, known: Shard | None) -> list[Shard]:
+    found = [
+        known if known is not None and known.number == number else await open_shard(vault, intent_id, number)
+        for number in range(count)
+    ]
     missing = tuple(number for number, shard in enumerate(found) if shard is None)
     if missing:
         raise ShardsMissing(intent_id, missing)
@@ -188,7 +202,8 @@ def _sum(shards: list[Shard], map_bytes: int, root: MapRoot, seconds: float) -> 
     return msgspec.structs.replace(stats, allocated=root.held or 0)
 
 
-async def _existing(vault: Vault, key: str) -> PointRef | None:
+async def existing_point(vault: Vault, key: str) -> PointRef | None:
+    """Return the point committed at a manifest's name, None when there is none; PointCancelled."""
     try:
         _, ref = await open_manifest(vault, key)
     except ManifestMissing:
@@ -199,7 +214,7 @@ async def _existing(vault: Vault, key: str) -> PointRef | None:
 async def committed(vault: Vault, intent_id: str) -> PointRef | None:
     """Return the intent's committed point, None when it isn't committed; PointCancelled, ObjectMissing (no intent)."""
     intent = await open_intent(vault, intent_id)
-    return await _existing(vault, intent.manifest_key)
+    return await existing_point(vault, intent.manifest_key)
 
 
 async def cancel(vault: Vault, key: str, intent_id: str, *, why: str, clock: Clock | None = None) -> bool:

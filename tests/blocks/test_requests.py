@@ -1,0 +1,59 @@
+"""What a point costs in requests: stores charge for each, and each is a round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+
+from orchestrator.blocks.backup import backup
+from orchestrator.blocks.offline import make_point
+from orchestrator.repository.errors import PointCancelled
+from orchestrator.repository.intent import open_intent
+from orchestrator.repository.point import cancel
+from orchestrator.repository.store import CountingStore, open_store
+from tests.blocks.volumes import KIB, Volume, announce, give_back, run, take, vault_on
+
+
+async def _counting() -> CountingStore:
+    return CountingStore(await open_store(f"memory://{uuid.uuid4().hex}"))
+
+
+async def test_a_point_without_changes_takes_a_dozen_requests_in_all(tmp_path: Path) -> None:
+    """From opening the repository to the manifest: what is read once is not read again."""
+    volume, store = Volume(tmp_path / "volume", 2048 * KIB), await _counting()
+    volume.noise(0, 2048 * KIB)
+    vault = await vault_on(store)
+    base = (await make_point(vault, volume.path)).manifest.record.point_id
+    store.requests.clear()
+    made = await make_point(vault, volume.path, base=base, extents=[])
+    assert store.requests.total() <= 9, store.requests
+    assert await give_back(vault, made.ref, tmp_path / "back") == await asyncio.to_thread(volume.sha256)
+
+
+async def test_a_mover_without_changes_takes_half_a_dozen(tmp_path: Path) -> None:
+    """Intent, plan and shard read, shard and manifest put: no listing, no second look."""
+    volume, store = Volume(tmp_path / "volume", 2048 * KIB), await _counting()
+    volume.noise(0, 2048 * KIB)
+    vault = await vault_on(store)
+    base = await take(vault, volume.path)
+    intent_id = await announce(vault, volume.path, [], mode="delta", base=base.ref)
+    store.requests.clear()
+    point = await run(vault, intent_id, volume.path)
+    assert store.requests.total() <= 6, store.requests
+    assert await give_back(vault, point, tmp_path / "back") == await asyncio.to_thread(volume.sha256)
+
+
+@pytest.mark.parametrize("planned", [[], [(0, 64 * KIB)]])
+async def test_a_mover_of_an_ended_point_commits_nothing(tmp_path: Path, planned: list[tuple[int, int]]) -> None:
+    """Whether it looks first or only puts: the cancelled record stands at the manifest's name."""
+    volume, store = Volume(tmp_path / "volume", 2048 * KIB), await _counting()
+    vault = await vault_on(store)
+    base = await take(vault, volume.path)
+    intent_id = await announce(vault, volume.path, planned, mode="delta", base=base.ref)
+    intent = await open_intent(vault, intent_id)
+    assert await cancel(vault, intent.manifest_key, intent_id, why="test")
+    with pytest.raises(PointCancelled):
+        await backup(vault, intent_id, volume.path)
