@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from orchestrator.api.foreign.core import PersistentVolumeClaim
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context
@@ -113,14 +114,22 @@ async def test_a_clone_that_never_comes_up_gives_its_slot_back_and_ends_the_poin
     claim = await cluster.volume("stuck")
     await cluster.write("stuck", b"data")
     impatient = dataclasses.replace(cluster.settings, clone_timeout_s=2.0, mover_attempts=2)
+    clones: set[str] = set()
     await cluster.sandbox.fault("clone-pending")
     try:
-        async with cluster.controller(impatient):
-            ended = await cluster.ended(await cluster.point(claim))
+        async with asyncio.timeout(120), cluster.controller(impatient):
+            ended = await cluster.point(claim)
+            while ended.status.phase not in FINAL_PHASES:
+                ended = await cluster.client.get(RecoveryPoint, ended.name, TENANT)
+                claims, _ = await cluster.client.list(PersistentVolumeClaim, cluster.settings.namespace)
+                clones |= {claim.uid for claim in claims}
+                await asyncio.sleep(0.1)
+            ended = await cluster.ended(ended)
     finally:
         await cluster.sandbox.fault("clone-pending", None)
     assert (ended.status.phase, ended.status.reason) == (PointPhase.FAILED, "CloneTimeout")
-    assert "The clone is" in ended.status.message
+    assert "2 clones did not come up in time. The clone is" in ended.status.message
+    assert len(clones) == 2
     await cluster.nothing_is_left_of(ended, snapshot=False)
 
 

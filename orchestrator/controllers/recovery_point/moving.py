@@ -166,7 +166,8 @@ async def release_slot(work: Work, seen: JobSeen) -> bool:
     if not await teardown.remove_transient(client, work.name, settings, work.owner):
         return False
     told = next(c for c in work.status.conditions if c.type == CLONE)
-    attempts = work.status.attempts + 1
+    # A mover that was started under this slot has counted itself, and left its progress as the sign of that.
+    attempts = work.status.attempts + (0 if work.status.progress else 1)
     conditions = stall.without(work.status.conditions)
     await work.write(phase=PointPhase.WAITING, granted_time=None, attempts=attempts, progress="", conditions=conditions)
     work.event("Warning", "CloneTimedOut", f"The mover did not start in time. {told.message}"[:1024])
