@@ -43,11 +43,22 @@ def verify(
     findings = [finding for report in reports for finding in report["findings"]]
     for finding in findings:
         print(f"{finding['key']}: {finding['what']}; hurts {', '.join(finding['points']) or 'no point'}")
+    for report in reports:
+        for point in report["hurt"]:
+            print(_sentence(report["namespace"], point))
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
     if str(json_file) != "-":
         totals = [sum(report[name] for report in reports) for name in ("points", "pages", "chunks", "bytesRead")]
         print(f"Sound: {totals[0]} points, {totals[1]} map pages, {totals[2]} chunks, {size(totals[3])} read.")
+
+
+def _sentence(namespace: str, point: dict[str, Any]) -> str:
+    """Tell of one hurt point which volume it is of, and how much of it is lost."""
+    volume = f"volume {namespace}/{point['pvc']}" if point["pvc"] else f"a volume of {namespace}"
+    named = f" ({point['name']}, {point['time']})" if point["name"] else ""
+    lost = f"{point['chunks']} chunks are lost" if point["chunks"] else "it can't be read at all"
+    return f"Hurt: point {point['key'].rpartition('/')[2]}{named} of {volume}: {lost}"
 
 
 async def _verify(

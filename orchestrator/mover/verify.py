@@ -1,12 +1,17 @@
-"""`tidemark mover verify`: prove what one namespace holds, and write down what is damaged."""
+"""`tidemark mover verify`: prove what one namespace holds, write down what is damaged, and leave the result."""
 
 from __future__ import annotations
 
 from orchestrator.api.mover import MoverConfig, MoverOutcome, Progress
+from orchestrator.clock import SystemClock
 from orchestrator.mover.arguments import Arguments
 from orchestrator.mover.report import Reporter, log
 from orchestrator.mover.vault import opened_vault
+from orchestrator.repository.verified import put_result, result_of
 from orchestrator.repository.verify import Depth, verify
+
+LOGGED = 1000
+"""Damaged objects that the log names."""
 
 
 async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
@@ -18,10 +23,17 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         state[:] = done, total
 
     depth: Depth = "quick" if config.sample <= 0 else "full" if config.sample >= 1 else config.sample
+    clock = SystemClock()
+    begun = config.begun or clock.now()
     async with opened_vault(config) as vault:
-        report = await verify(vault, depth=depth, progress=note)
-    for finding in report.findings:
+        report = await verify(vault, depth=depth, turn=config.turn, progress=note, clock=clock)
+        if config.run:
+            result = result_of(report, begun=begun, ended=clock.now(), share=config.sample)
+            await put_result(vault, config.run, result)
+    for finding in report.findings[:LOGGED]:
         log.error("%s: %s; hurts %d points", finding.key, finding.what, len(finding.points))
+    if len(report.findings) > LOGGED:
+        log.error("%d more damaged objects", len(report.findings) - LOGGED)
     reporter.watch(lambda: Progress(stage="done", done=state[1], total=state[1]))
     what = f"{report.points} points, {report.pages} pages, {report.chunks} chunks"
     if report.ok:

@@ -51,6 +51,7 @@ class Kind(IntEnum):
     RELOCATED = 11
     SWEEP = 12
     REMOVING = 13
+    VERIFIED = 14
 
 
 class ObjectRef(NamedTuple):
@@ -148,6 +149,11 @@ class Names:
     def damaged(self) -> str:
         """Return the prefix of all damage records."""
         return f"{self.prefix}damaged/"
+
+    @property
+    def verified(self) -> str:
+        """Return the prefix of the results of scheduled verifications."""
+        return f"{self.prefix}verified/"
 
     @property
     def sweeps(self) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.repository.crypto import Bytes
+from orchestrator.repository.damage import DamageIndex
 from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
 from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.pack import TRAILER, Entry, open_footer
@@ -30,15 +32,42 @@ class PackCheck(NamedTuple):
     chunks: int = 0
 
 
+class Sample:
+    """Which chunks are read: a share of them, and whatever is on record as damaged."""
+
+    def __init__(
+        self,
+        share: float,
+        turn: int | None = None,
+        doubted: DamageIndex | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`share`: 0 looks at presence and size only, 1 reads every byte, between: that share of the chunks.
+
+        With `turn` the share is 1/n, and n turns one after the other take every chunk once.
+        """
+        self.share, self._turn = share, turn
+        self._turns = max(1, round(1 / share)) if share > 0 else 0
+        self._doubted = doubted or DamageIndex()
+        # Which chunks a sample takes is no secret.
+        self._rng = rng or random.Random()  # noqa: S311
+
+    def takes(self, entry: Entry) -> bool:
+        """Say whether a chunk is to be read."""
+        if self.share >= 1 or self._doubted.touches(entry):
+            return True
+        if self._turn is None or not self._turns:
+            return self._rng.random() < self.share
+        place = zlib.crc32(entry.slot.to_bytes(4, "little"), zlib.crc32(entry.pack.random))
+        return place % self._turns == self._turn % self._turns
+
+
 class PackChecker:
     """Checks one pack at a time."""
 
-    def __init__(self, vault: Vault, share: float, chunk_limit: int, rng: random.Random | None = None) -> None:
-        """`share`: 0 looks at presence and size only, 1 reads every byte, between: that share of the chunks."""
-        self._vault, self._share = vault, share
+    def __init__(self, vault: Vault, sample: Sample, chunk_limit: int) -> None:
+        self._vault, self._sample = vault, sample
         self._reader = PackReader(vault, chunk_limit)
-        # Which chunks a sample takes is no secret.
-        self._rng = rng or random.Random()  # noqa: S311
 
     async def check(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> PackCheck:
         """Check what maps name in a pack. `size` is as listed, None when the pack isn't there."""
@@ -46,17 +75,17 @@ class PackChecker:
             relocation = await open_relocation(self._vault, ref)
             if relocation is None:
                 return PackCheck("it is missing", whole=True)
-            return await self._chunks(self._sample(entries))
+            return await self._chunks(self._taken(entries))
         beyond = tuple(e.slot for e in entries if e.slot * SLOT_UNIT + e.length > size)
         if beyond:
-            checked = await self._chunks([e for e in self._sample(entries) if e.slot not in beyond])
+            checked = await self._chunks([e for e in self._taken(entries) if e.slot not in beyond])
             return checked._replace(what=f"it is truncated at {size} bytes", slots=(*beyond, *checked.slots))
-        if self._share >= 1 and size <= WHOLE_LIMIT:
+        if self._sample.share >= 1 and size <= WHOLE_LIMIT:
             return await self._whole(ref, entries, size)
-        return await self._chunks(self._sample(entries))
+        return await self._chunks(self._taken(entries))
 
-    def _sample(self, entries: Sequence[Entry]) -> list[Entry]:
-        return [entry for entry in entries if self._share >= 1 or self._rng.random() < self._share]
+    def _taken(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if self._sample.takes(entry)]
 
     async def _chunks(self, entries: Sequence[Entry]) -> PackCheck:
         bad: list[int] = []

@@ -16,14 +16,14 @@ from typing import Literal
 import msgspec
 
 from orchestrator.clock import Clock, SystemClock
-from orchestrator.repository.chunkmap import MapReader
-from orchestrator.repository.damage import DamageIndex, DamageRecord, load_damage, put_damage
+from orchestrator.repository.blame import Bad, Finding, HurtPoint, Known, blame, hurt_points
+from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
-from orchestrator.repository.layout import CHUNK_SIZES, FAN_OUT, LEAF_CHUNKS, SLOT_UNIT, Kind, ObjectRef
-from orchestrator.repository.manifest import MapRoot, list_points, open_manifest
+from orchestrator.repository.layout import CHUNK_SIZES, SLOT_UNIT, Kind, ObjectRef
+from orchestrator.repository.manifest import list_points, open_manifest
 from orchestrator.repository.marking import Marking
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
-from orchestrator.repository.packcheck import PackCheck, PackChecker
+from orchestrator.repository.packcheck import PackCheck, PackChecker, Sample
 from orchestrator.repository.page import Inner, Leaf, Ref
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.vault import Vault
@@ -31,17 +31,6 @@ from orchestrator.repository.vault import Vault
 Depth = Literal["quick", "full"] | float
 _CHUNK = struct.Struct("<32sII32s")
 _LISTED = struct.Struct("<32sQ")
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One damaged or missing object, and the points that it hurts."""
-
-    key: str
-    what: str
-    points: tuple[str, ...] = ()
-    """Manifest names."""
-    chunks: int = 0
-    """Chunks lost, summed over those points."""
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -55,22 +44,17 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     bytes_read: int = 0
     """Bytes of packs read."""
     findings: tuple[Finding, ...] = ()
-
-
-class _Bad(msgspec.Struct):
-    """A damaged object before it is known whom it hurts."""
-
-    kind: Literal["pack", "map"]
-    ref: ObjectRef
-    what: str
-    slots: set[int]
-    hurts: bool = True
+    hurt: tuple[HurtPoint, ...] = ()
+    """The points that the findings hurt, by volume."""
+    digests: dict[str, str] = {}
+    """Of each manifest that opened: name -> digest. Kept elsewhere, it shows a rolled-back repository later."""
 
 
 async def verify(
     vault: Vault,
     *,
     depth: Depth = "quick",
+    turn: int | None = None,
     points: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     record: bool = True,
@@ -79,19 +63,23 @@ async def verify(
     """Check points (all, or manifest name -> expected digest or ""), and write down what is damaged.
 
     `depth`: quick = manifests, every map page, presence and size of packs; a share between 0 and 1 = also that share
-    of the chunks; full = every byte. `progress` gets packs done and in all. Raises the store's Retryable errors.
+    of the chunks, taken at random or, with `turn`, so that turns one after the other take each chunk once in 1/share
+    runs; full = every byte. Chunks on record as damaged are read at every depth: what isn't found again has healed.
+    `progress` gets packs done and in all. Raises the store's Retryable errors.
     """
     share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
     if not 0 <= share <= 1:
         raise ValueError(f"a depth of {share} isn't between 0 and 1")
+    known = await load_damage(vault)
     with tempfile.TemporaryDirectory(prefix="tidemark-verify-") as name:
-        run = _Verification(vault, Path(name), share, progress)
+        run = _Verification(vault, Path(name), Sample(share, turn, known), progress)
         await run.roots(points)
         await run.pages()
         await run.packs()
-    findings = list(run.findings)
+    findings, lost = list(run.findings), Counter[str]()
     if run.bad:
-        findings.extend(await _blame(vault, run, record, clock or SystemClock()))
+        blamed, lost = await blame(vault, run.bad, run.points, known, (clock or SystemClock()) if record else None)
+        findings.extend(blamed)
     return VerifyReport(
         ok=not findings,
         points=len(run.points),
@@ -99,20 +87,22 @@ async def verify(
         chunks=run.chunks,
         bytes_read=run.bytes_read,
         findings=tuple(findings),
+        hurt=tuple(hurt_points(findings, lost, run.points)),
+        digests={key: point.digest for key, point in run.points.items()},
     )
 
 
 class _Verification:
     """One run's state: what was found, and the files that keep memory bounded."""
 
-    def __init__(self, vault: Vault, folder: Path, share: float, progress: Callable[[int, int], None] | None) -> None:
-        self._vault, self._share, self._progress = vault, share, progress
+    def __init__(self, vault: Vault, folder: Path, sample: Sample, progress: Callable[[int, int], None] | None) -> None:
+        self._vault, self._sample, self._progress = vault, sample, progress
         self.marking = Marking(vault, folder)
         self._uses = Partitions(folder, "uses", _CHUNK.size, 16)
         self._listed = Partitions(folder, "sizes", _LISTED.size, 16)
-        self.points: dict[str, MapRoot] = {}
+        self.points: dict[str, Known] = {}
         self.findings: list[Finding] = []
-        self.bad: list[_Bad] = []
+        self.bad: list[Bad] = []
         self.chunks = self.bytes_read = 0
         self._total = 0
 
@@ -121,7 +111,7 @@ class _Verification:
         wanted = {key: "" async for key in list_points(self._vault)} if points is None else dict(points)
         for key, expected in wanted.items():
             try:
-                manifest, _ = await open_manifest(self._vault, key, digest=expected or None)
+                manifest, ref = await open_manifest(self._vault, key, digest=expected or None)
                 self.marking.add_root(manifest.root)
             except (PointCancelled, ManifestMissing) as error:
                 if points is not None:
@@ -131,7 +121,10 @@ class _Verification:
                 what = error.what if isinstance(error, Damaged) else str(error)
                 self.findings.append(Finding(key=key, what=what, points=(key,)))
                 continue
-            self.points[key] = manifest.root
+            record = manifest.record
+            self.points[key] = Known(
+                manifest.root, ref.digest, record.pvc_name, record.point_name, record.snapshot_time
+            )
 
     async def pages(self) -> None:
         """Read every page once, then list packs: one that a point names was there before its manifest was."""
@@ -171,11 +164,11 @@ class _Verification:
             if (known.kind, known.ref, known.what) == (kind, ref, what) and known.slots and slots:
                 known.slots |= slots
                 return
-        self.bad.append(_Bad(kind, ref, what, slots, hurts))
+        self.bad.append(Bad(kind, ref, what, slots, hurts))
 
     async def packs(self) -> None:
         """Check every pack that a page names; `full` reads the headers of map objects too."""
-        checker = PackChecker(self._vault, self._share, max(CHUNK_SIZES))
+        checker = PackChecker(self._vault, self._sample, max(CHUNK_SIZES))
         done = 0
         for number in range(COUNT):
             sizes: dict[bytes, int] = dict(map(_LISTED.unpack, self._listed.records(number)))
@@ -185,7 +178,7 @@ class _Verification:
                 done += 1
                 if self._progress is not None:
                     self._progress(done, max(done, self._total))
-            if self._share >= 1:
+            if self._sample.share >= 1:
                 for raw in sorted(set(self.marking.maps.records(number))):
                     await self._map_header(ObjectRef.parse(raw))
 
@@ -218,102 +211,3 @@ def _by_pack(uses: Partitions, number: int) -> Iterator[tuple[ObjectRef, list[En
         entries.append(Entry(chunk_id, ObjectRef.parse(raw), slot, packed & LENGTH_MASK, packed >> CODEC_SHIFT))
     if entries:
         yield ObjectRef.parse(pack), entries
-
-
-async def _blame(vault: Vault, run: _Verification, record: bool, clock: Clock) -> list[Finding]:
-    """Find the points that each damaged object hurts, and write the damage down unless it is known."""
-    index = DamageIndex()
-    await _forget_removed(vault, run.points)
-    for bad in run.bad:
-        if bad.hurts:
-            index.add(bad.kind, bad.ref, bad.slots)
-    hurt: dict[ObjectRef, dict[str, int]] = {}
-    for key, root in run.points.items():
-        for ref, chunks in (await lost_chunks(vault, root, index)).items():
-            hurt.setdefault(ref, {})[key] = chunks
-    known = await load_damage(vault) if record else DamageIndex()
-    findings = []
-    for bad in run.bad:
-        points = hurt.get(bad.ref, {}) if bad.hurts else {}
-        if bad.hurts and not points:
-            # Only points that were removed meanwhile needed it.
-            continue
-        name = vault.names.pack(bad.ref) if bad.kind == "pack" else vault.names.map(bad.ref)
-        findings.append(Finding(key=name, what=bad.what, points=tuple(sorted(points)), chunks=sum(points.values())))
-        if record and points and not _known(known, bad):
-            entry = DamageRecord(
-                kind=bad.kind,
-                object=bad.ref.to_bytes().hex(),
-                what=bad.what,
-                found=clock.now(),
-                points=tuple(sorted(points)),
-            )
-            await put_damage(vault, entry, bad.slots)
-    return findings
-
-
-async def _forget_removed(vault: Vault, points: dict[str, MapRoot]) -> None:
-    """Leave out points that were removed while verify ran: maintenance may have swept what only they needed."""
-    for key in list(points):
-        try:
-            await open_manifest(vault, key)
-        except (ManifestMissing, PointCancelled):
-            del points[key]
-        except (Damaged, UnsupportedFormat):
-            continue
-
-
-def _known(index: DamageIndex, bad: _Bad) -> bool:
-    table = index.packs if bad.kind == "pack" else index.maps
-    if bad.ref not in table:
-        return False
-    slots = table[bad.ref]
-    return slots is None or (bool(bad.slots) and bad.slots <= slots)
-
-
-async def lost_chunks(vault: Vault, root: MapRoot, damage: DamageIndex) -> Counter[ObjectRef]:
-    """Return how many chunks a map loses to each damaged object; a damaged page counts for all that it covers."""
-    lost: Counter[ObjectRef] = Counter()
-    reader, leaves = MapReader(vault, root), -(-root.chunk_count // LEAF_CHUNKS)
-    for node in range(-(-leaves // FAN_OUT)):
-        page = await _level1(reader, node, damage, lost)
-        for number in page.numbers() if page is not None else ():
-            await _leaf_losses(reader, page, number, damage, lost)
-    return lost
-
-
-async def _level1(reader: MapReader, node: int, damage: DamageIndex, lost: Counter[ObjectRef]) -> Inner | None:
-    """Descend to a level-1 page, charging its chunks to the first damaged page on the way."""
-    level, ref = reader.root.levels, reader.top()
-    covered = min(FAN_OUT * LEAF_CHUNKS, reader.root.chunk_count - node * FAN_OUT * LEAF_CHUNKS)
-    while ref is not None:
-        if damage.touches_page(ref.object, ref.slot):
-            lost[ref.object] += covered
-            return None
-        (page,) = await reader.inner(level, [ref])
-        if level == 1:
-            return page
-        level -= 1
-        ref = page.child(node // FAN_OUT ** (level - 1) % FAN_OUT)
-    return None
-
-
-async def _leaf_losses(
-    reader: MapReader, page: Inner | None, number: int, damage: DamageIndex, lost: Counter[ObjectRef]
-) -> None:
-    assert page is not None
-    overlay = dict(page.overlay(number))
-    for entry in overlay.values():
-        if entry is not None and damage.touches(entry):
-            lost[entry.pack] += 1
-    ref = page.child(number)
-    if ref is None:
-        return
-    if damage.touches_page(ref.object, ref.slot):
-        lost[ref.object] += LEAF_CHUNKS - len(overlay)
-        return
-    leaf = (await reader.leaves([ref]))[ref]
-    if any(pack in damage.packs for pack in leaf.packs):
-        for at, entry in leaf.chunks():
-            if at not in overlay and damage.touches(entry):
-                lost[entry.pack] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from orchestrator.fence import OpenFence
@@ -13,8 +14,9 @@ from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFo
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.point import remove
 from orchestrator.repository.vault import Vault
+from orchestrator.repository.verified import forget_results, open_result, put_result, result_of
 from orchestrator.repository.verify import verify
-from tests.repository.engine import backup, restore
+from tests.repository.engine import START, backup, restore
 
 SIZE = 1024
 
@@ -196,3 +198,69 @@ async def test_progress_is_told(vault: Vault) -> None:
     seen: list[tuple[int, int]] = []
     await verify(vault, depth="full", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (2, 2)
+
+
+async def _flip(vault: Vault, key: str, at: int) -> bytes:
+    """Alter one byte of an object; return how it was."""
+    good = await vault.store.get(key)
+    await _replace(vault, key, good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    return good
+
+
+async def test_hurt_points_are_told_with_their_volume_and_how_much_they_lost(vault: Vault) -> None:
+    one, _, two, _ = await _two_points(vault)
+    manifest, _ = await open_manifest(vault, two.key)
+    entry = (await MapReader(vault, manifest.root).lookup([700]))[700]
+    await vault.store.delete(vault.names.pack(entry.pack))
+    good = await _flip(vault, one.key, 100)
+    report = await verify(vault, depth="quick", record=False)
+    assert [(p.key, p.pvc, p.name, p.chunks) for p in report.hurt] == [
+        (one.key, "db", "", 0),
+        (two.key, "db", "p-2", 3),
+    ]
+    assert report.digests == {two.key: two.digest}
+    await _replace(vault, one.key, good)
+    report = await verify(vault, depth="quick", record=False)
+    assert [p.key for p in report.hurt] == [two.key], "a point that doesn't use it isn't hurt"
+    assert report.digests == {one.key: one.digest, two.key: two.digest}
+
+
+async def test_known_damage_is_looked_at_again_at_every_depth(vault: Vault) -> None:
+    """Without this a sample that happens to miss it would tell of healing."""
+    one, _, _, _ = await _two_points(vault)
+    manifest, _ = await open_manifest(vault, one.key)
+    entry = (await MapReader(vault, manifest.root).lookup([500]))[500]
+    key = vault.names.pack(entry.pack)
+    good = await _flip(vault, key, entry.slot * 64 + 5)
+    assert (await verify(vault, depth="quick")).ok, "structure alone doesn't show it"
+    assert not (await verify(vault, depth="full")).ok
+    for depth in ("quick", 0.001):
+        report = await verify(vault, depth=depth, turn=0)  # type: ignore[arg-type]
+        assert [point.chunks for point in report.hurt] == [1, 1]
+    await _replace(vault, key, good)
+    assert (await verify(vault, depth="quick")).ok
+
+
+async def test_turns_one_after_the_other_read_every_chunk_once(vault: Vault) -> None:
+    await _two_points(vault)
+    read = [(await verify(vault, depth=0.25, turn=turn)).chunks for turn in range(4)]
+    assert sum(read) == 1103
+    assert min(read) > 200
+    assert (await verify(vault, depth=0.25, turn=7)).chunks == read[3]
+
+
+async def test_a_runs_result_is_found_under_its_name_only(vault: Vault) -> None:
+    one, _, two, _ = await _two_points(vault)
+    result = result_of(await verify(vault), begun=START, ended=START, share=0.0)
+    await put_result(vault, "run-1", result)
+    await put_result(vault, "run-1", msgspec.structs.replace(result, points=99))
+    found = await open_result(vault, "run-1")
+    assert found == result, "of two pods of one run the first wins"
+    assert found.digests == {one.key: one.digest, two.key: two.digest}
+    assert await open_result(vault, "run-2") is None
+    # an old result under a newer run's name is no result
+    await vault.store.put_new(vault.names.verified + "run-2", await vault.store.get(vault.names.verified + "run-1"))
+    with pytest.raises(Damaged):
+        await open_result(vault, "run-2")
+    assert await forget_results(vault) == 2
+    assert await open_result(vault, "run-1") is None
