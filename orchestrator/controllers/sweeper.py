@@ -36,7 +36,7 @@ from orchestrator.controllers.recovery_point.snapshotting import ANNOTATION_SNAP
 from orchestrator.controllers.slots import RESTORE_FINAL
 from orchestrator.decisions.recovery_point import leftover
 from orchestrator.errors import LeaseStale, TidemarkError
-from orchestrator.kube.errors import Forbidden, NotFound
+from orchestrator.kube.errors import NotFound
 from orchestrator.volumes import teardown
 from orchestrator.volumes.snapshot import original_name
 from policies.naming import transient_name
@@ -174,16 +174,15 @@ class Sweeper:
             return False
 
     async def _labelled(self, label: str) -> list[Found]:
-        """Return everything that carries the label, by its value. Secrets are listed if they may be."""
+        """Return everything that carries the label, by its value."""
         found: dict[str, Found] = {}
         for kind in KINDS:
             _collect(found, label, self.context.caches.of(kind).all())
-        with contextlib.suppress(Forbidden):
-            # The chart's role may not list Secrets. One is found all the same by its name, with anything else of it.
-            secrets, _ = await self.context.client.list(
-                Secret, self.context.settings.namespace, labels=f"{LABEL_MANAGED_BY}={MANAGED_BY},{label}"
-            )
-            _collect(found, label, secrets)
+        # Not in a cache: what holds keys is not kept in memory.
+        secrets, _ = await self.context.client.list(
+            Secret, self.context.settings.namespace, labels=f"{LABEL_MANAGED_BY}={MANAGED_BY},{label}"
+        )
+        _collect(found, label, secrets)
         return [found[uid] for uid in sorted(found)]
 
     def _old(self, found: list[Found]) -> list[Found]:

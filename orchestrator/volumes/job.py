@@ -181,8 +181,10 @@ async def ensure(client: Client, job: MoverJob, settings: Settings) -> Job:
     manifest = build_secret(job, settings)
     secret = await create_ours(client, Secret, manifest)
     if secret.data.get(CONFIG_KEY) != msgspec.json.encode(job.config):
-        # An earlier try left it: credentials or address may have changed since.
-        await client.merge_patch(Secret, job.name, settings.namespace, {"data": manifest["data"]})
+        # An earlier try left it: credentials or address may have changed since. Made again, not patched: so our role
+        # needs no right to write into Secrets that are there.
+        await client.delete(Secret, job.name, settings.namespace, uid=secret.uid)
+        await create_ours(client, Secret, manifest)
     return await create_ours(client, Job, build(job, settings))
 
 
