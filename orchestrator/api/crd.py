@@ -21,7 +21,7 @@ from msgspec import inspect
 from orchestrator.api.meta import Condition, K8sObject
 from orchestrator.api.tidemark import KINDS, Backup, BackupPolicy, BackupRepository, RecoveryPoint, Restore
 from orchestrator.api.tidemark.backup import BackupSpec
-from orchestrator.api.tidemark.backup_policy import Schedule
+from orchestrator.api.tidemark.backup_policy import Objective, Schedule
 from orchestrator.api.tidemark.backup_repository import BackupRepositorySpec
 from orchestrator.api.tidemark.recovery_point import RecoveryPointSpec
 from orchestrator.api.tidemark.restore import RestoreSource, RestoreSpec
@@ -113,6 +113,8 @@ LOOKS: dict[type[K8sObject], Look] = {
             Column("Points", "integer", ".status.usage.points"),
             Column("Size", "string", ".status.usage.size"),
             Column("Last Check", "date", ".status.lastChecked"),
+            Column("Verified", "date", ".status.lastVerified"),
+            Column("Damaged", "integer", ".status.verification.damagedPoints", wide=True),
         ),
     ),
 }
@@ -147,6 +149,9 @@ RULES: dict[type[msgspec.Struct], tuple[Rule, ...]] = {
 }
 
 FIELD_RULES: dict[tuple[type[msgspec.Struct], str], tuple[Rule, ...]] = {
+    (Objective, "rpo"): (
+        Rule("self.matches('[1-9]')", "rpo must be longer than zero; write how much may be lost, such as 15m or 24h"),
+    ),
     (BackupRepositorySpec, "url"): (
         Rule("self == oldSelf", "url is fixed: the points live there; create another BackupRepository for a new place"),
     ),

@@ -42,6 +42,13 @@ class Problem(NamedTuple):
     message: str
 
 
+NO_VOLUMES = Problem(
+    "NoVolumes",
+    "spec.volumes selects no bound claim of this namespace: nothing is protected. Compare it with "
+    "'kubectl get pvc --show-labels'.",
+)
+
+
 def _retention_problem(policy: BackupPolicy) -> Problem | None:
     if policy.spec.retention is None:
         return None
@@ -57,10 +64,12 @@ def _objective_problem(policy: BackupPolicy) -> Problem | None:
     if policy.spec.objective is None:
         return None
     try:
-        parse_duration(policy.spec.objective.rpo)
-    except BadDuration as error:
-        return Problem("BadDuration", f"spec.objective.rpo: {error}; nothing is promised.")
-    return None
+        if parse_duration(policy.spec.objective.rpo):
+            return None
+        error: object = "must be longer than zero"
+    except BadDuration as bad:
+        error = bad
+    return Problem("BadDuration", f"spec.objective.rpo: {error}; nothing is promised.")
 
 
 class BackupPolicyController(Controller[BackupPolicy]):
@@ -90,11 +99,11 @@ class BackupPolicyController(Controller[BackupPolicy]):
         except ValueError as error:  # BadSchedule and BadDuration among them
             problem = Problem("BadSchedule", str(error))
         conditions = self._judged(policy, conditions, "ScheduleValid", problem, now)
+        told = self._told(policy, plan, now)
+        conditions = self._judged(policy, conditions, "VolumesSelected", None if told.volumes else NO_VOLUMES, now)
         backups = [b for b in self.context.caches.of(Backup).all() if b.namespace == namespace]
         step = decisions.decide(PolicySeen(policy, backups, now, self.context.cluster_id), plan)
-        status = msgspec.structs.replace(
-            self._told(policy, plan, now), conditions=conditions, observed_generation=policy.metadata.generation
-        )
+        status = msgspec.structs.replace(told, conditions=conditions, observed_generation=policy.metadata.generation)
         match step:
             case decisions.CreateBackup():
                 await self._create(policy, step)

@@ -43,7 +43,7 @@ def target_of(policy: BackupPolicy) -> timedelta | None:
     if policy.spec.objective is None:
         return None
     try:
-        return parse_duration(policy.spec.objective.rpo)
+        return parse_duration(policy.spec.objective.rpo) or None
     except BadDuration:
         return None
 

@@ -205,9 +205,12 @@ def _finish(seen: BackupSeen, selection: Selection | None) -> Finish | None:
         why = "claims vanished before their points were made"
     else:
         why = f"claims named by the selector do not exist: {', '.join(absent[:5])}"
+    reasons = {p.status.reason for p in failed}
+    # What kubectl get shows: the cause itself where there is but one.
+    whole = next(iter(reasons)) if len(reasons) == 1 and not gone and not absent else ""
     return Finish(
         BackupPhase.FAILED,
-        "PartiallyFailed" if good else "Failed",
+        "PartiallyFailed" if good else whole or "Failed",
         f"{good} of {total} recovery points completed; {why}"[:512],
     )
 

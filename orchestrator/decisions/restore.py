@@ -368,4 +368,6 @@ def _follow_children(seen: RestoreSeen, *, stop: bool) -> Step:
         return Finish(RestorePhase.COMPLETED, "Completed", f"{good} volumes restored.")
     why = f"{failed[0].name}: {failed[0].status.reason}: {failed[0].status.message}"
     text = f"{good} of {len(seen.children)} volumes restored; {why}"
-    return Finish(RestorePhase.FAILED, "PartiallyFailed" if good else "Failed", text[:512])
+    reasons = {c.status.reason for c in failed}
+    whole = next(iter(reasons)) if len(reasons) == 1 else ""
+    return Finish(RestorePhase.FAILED, "PartiallyFailed" if good else whole or "Failed", text[:512])

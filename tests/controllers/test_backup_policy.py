@@ -135,3 +135,30 @@ async def test_durations_that_cannot_be_reckoned_with_harm_no_other_policy(at: D
     told = {c.type: (c.status, c.reason) for c in conditions}
     assert told["ObjectiveValid"] == ("False", "BadDuration")
     assert told["RetentionValid"] == ("False", "BadDuration")
+
+
+async def test_a_policy_that_selects_nothing_says_so_until_it_does(at: Desk) -> None:
+    await at.policy()
+    controller = BackupPolicyController(at.context)
+    for _ in range(2):
+        await controller.reconcile(KEY)
+    told = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "VolumesSelected")
+    assert told is not None
+    assert (told.status, told.reason) == ("False", "NoVolumes")
+    assert [reason for reason, _ in await at.events()].count("NoVolumes") == 1
+    await at.claim("db")
+    await controller.reconcile(KEY)
+    told = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "VolumesSelected")
+    assert told is not None
+    assert told.status == "True"
+
+
+async def test_an_objective_of_nothing_promises_nothing(at: Desk) -> None:
+    await at.claim("db")
+    await at.policy(objective={"rpo": "0s"})
+    await BackupPolicyController(at.context).reconcile(KEY)
+    told = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "ObjectiveValid")
+    assert told is not None
+    assert told.status == "False"
+    assert "longer than zero" in told.message
+    assert [sample.target_s for sample in rpo.samples(at.context.caches, at.clock)] == [None]

@@ -136,6 +136,16 @@ def test_partly_failed_is_a_reason_of_failed_and_names_the_first_failure() -> No
     assert "b: NoCloneClass" in step.message
 
 
+def test_a_run_that_failed_for_one_reason_has_that_reason() -> None:
+    a, b = claim("a"), claim("b")
+    run = started(a, b)
+    one = point(run, a, PointPhase.FAILED, "NoCloneClass")
+    for other, reason in (("NoCloneClass", "NoCloneClass"), ("WrongKey", "Failed")):
+        step = decide(seen(run, a, b, points=one | point(run, b, PointPhase.FAILED, other)))
+        assert isinstance(step, Finish)
+        assert step.reason == reason
+
+
 def test_a_claim_that_vanished_before_its_point_was_made_is_not_silent() -> None:
     a, b = claim("a"), claim("b")
     run = started(a, b)

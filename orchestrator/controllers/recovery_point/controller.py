@@ -88,7 +88,8 @@ class RecoveryPointController(Controller[RecoveryPoint]):
         work = Work(self.context, point)
         step = decisions.decide(seen)
         again = await self._act(work, seen, job, step)
-        await self._clear(work)
+        if not (isinstance(step, decisions.Wait) and step.reason in TOLD):
+            await self._clear(work)
         return again
 
     # What is there
@@ -358,9 +359,9 @@ class RecoveryPointController(Controller[RecoveryPoint]):
             await work.write(conditions=work.conditions(PROGRESSING, "False", step.reason, step.message))
 
     async def _clear(self, work: Work) -> None:
-        """Take back what an error said, once a step went well."""
+        """Take back what an error or a wait said, once a step went well."""
         told = next((c for c in work.status.conditions if c.type == PROGRESSING), None)
-        if told is not None and told.status == "False" and told.reason not in TOLD and not work.point.deleting:
+        if told is not None and told.status == "False" and not work.point.deleting:
             await work.write(conditions=work.conditions(PROGRESSING, "True", "Progressing"))
 
     async def record_error(self, key: Key, error: TidemarkError) -> None:
