@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from orchestrator.api.tidemark import Backup, BackupPolicy, BackupRepository, Re
 from orchestrator.api.tidemark.backup import BackupPhase
 from orchestrator.api.tidemark.restore import RestorePhase, RestoreSpec
 from orchestrator.demo import install
+from tests.real.s3server import S3Server
 from tests.system.world import SETTINGS, World, digest, world, write
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real, pytest.mark.timeout(300)]
@@ -28,50 +28,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real, pytest
 NAMESPACE = "cloud"
 SIZE = 16 << 20
 CHUNK = 256 * 1024
-
-
-class S3Server:
-    """versitygw on loopback, with one bucket; it can be killed and started again on the same port."""
-
-    def __init__(self, folder: Path, program: str) -> None:
-        self._folder, self._program = folder, program
-        (folder / "data" / "bucket").mkdir(parents=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        environment = {**os.environ, "ROOT_ACCESS_KEY": "testkey", "ROOT_SECRET_KEY": "testsecret"}
-        command = [self._program, "--quiet", "--port", f"127.0.0.1:{self.port}", "posix", str(self._folder / "data")]
-        quiet = asyncio.subprocess.DEVNULL
-        self._process = await asyncio.create_subprocess_exec(
-            *command, env=environment, cwd=self._folder, stdout=quiet, stderr=quiet
-        )
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                except OSError:
-                    await asyncio.sleep(0.05)
-                    continue
-                writer.close()
-                return
-
-    async def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    @property
-    def options(self) -> dict[str, str]:
-        return {
-            "endpoint": f"http://127.0.0.1:{self.port}",
-            "access_key_id": "testkey",
-            "secret_access_key": "testsecret",
-            "region": "us-east-1",
-        }
 
 
 class Installed:
