@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim, StorageClass
 from orchestrator.api.foreign.snapshot import VolumeSnapshot
+from orchestrator.api.meta import Condition, condition
 from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.sweeper import Sweeper
@@ -274,6 +275,31 @@ async def test_a_snapshot_that_never_becomes_ready_ends_the_point_with_the_drive
     assert (late.status.phase, late.status.reason) == (PointPhase.FAILED, "SnapshotTimeout")
     assert "The driver said" in late.status.message
     await cluster.nothing_is_left_of(late, snapshot=False)
+
+
+@pytest.mark.chaos
+async def test_what_a_snapshots_error_said_is_taken_back_when_it_came_up_after_all(cluster: Bed) -> None:
+    claim = await cluster.volume("recovers")
+    await cluster.sandbox.fault("snapshot-error")
+    point = await cluster.point(claim)
+
+    async def told() -> Condition | None:
+        found = (await cluster.client.get(RecoveryPoint, point.name, point.namespace)).status
+        return condition(found.conditions, "Progressing")
+
+    try:
+
+        async def waits() -> bool:
+            found = await told()
+            return found is not None and (found.status, found.reason) == ("False", "SnapshotError")
+
+        await cluster.eventually(waits, "the driver's error is told")
+    finally:
+        await cluster.sandbox.fault("snapshot-error", None)
+    done = await cluster.ended(point)
+    assert done.status.phase is PointPhase.COMPLETED
+    now = await told()
+    assert now is None or now.status == "True", now
 
 
 async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Bed) -> None:
