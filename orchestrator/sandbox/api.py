@@ -141,6 +141,11 @@ class Api:
         """Return a client for the current context of the file at `path`. Raises BadKubeconfig."""
         return cls(Kubeconfig.load(path), agent=agent)
 
+    @property
+    def server(self) -> str:
+        """Return the server's URL."""
+        return self._config.server
+
     async def __aenter__(self) -> Self:
         headers = {"User-Agent": self._agent, "Accept": "application/json"}
         if self._config.token:

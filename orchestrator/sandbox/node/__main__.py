@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from orchestrator.sandbox.node.isolation import Isolation
 from orchestrator.sandbox.node.server import ROLES, Nodes
 from orchestrator.sandbox.program import run_part
 
@@ -19,16 +20,36 @@ def main() -> None:
     parser.add_argument(
         "--kubelet-client-ca", type=Path, metavar="FILE", help="hand out logs over HTTPS to certificates of this CA"
     )
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="give each container a file system, user and rights of its own, as its security context says (as root)",
+    )
+    parser.add_argument(
+        "--share",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder that isolated containers see too",
+    )
     parser.add_argument("--without", default="", help=f"roles to leave out, comma separated: {', '.join(ROLES)}")
     given = parser.parse_args()
     left_out = set(filter(None, given.without.split(",")))
     roles = [role for role in ROLES if role not in left_out]
     zones = list(filter(None, given.zones.split(",")))
     directory = given.dir.resolve()
+    isolation = Isolation.make(directory, [folder.resolve() for folder in given.share]) if given.isolate else None
     run_part(
         given.kubeconfig,
         lambda api: Nodes(
-            api, directory, count=given.nodes, zones=zones, roles=roles, kubelet_client_ca=given.kubelet_client_ca
+            api,
+            directory,
+            count=given.nodes,
+            zones=zones,
+            roles=roles,
+            kubelet_client_ca=given.kubelet_client_ca,
+            isolation=isolation,
         ),
     )
 

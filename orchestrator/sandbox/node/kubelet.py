@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from orchestrator.sandbox.events import Recorder
 from orchestrator.sandbox.faults import Faults, switch
 from orchestrator.sandbox.kinds import DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD, VOLUME_ATTACHMENT
 from orchestrator.sandbox.node.attach import attached
+from orchestrator.sandbox.node.isolation import IMAGE_ENVIRONMENT, Isolation, api_server, rights_of
 from orchestrator.sandbox.node.mounts import (
     BlockVolume,
     NotMountable,
@@ -31,8 +34,10 @@ from orchestrator.sandbox.node.mounts import (
     Paths,
     environment,
     expand,
+    fill,
     make_volumes,
 )
+from orchestrator.sandbox.node.probes import has_probes, not_played, watch
 from orchestrator.sandbox.node.process import ContainerProcess, Record, end_leftover
 from orchestrator.sandbox.node.state import PodState, container_statuses, phase_of, pod_conditions
 from orchestrator.sandbox.objects import (
@@ -56,14 +61,19 @@ log = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"
 _ENTRYPOINT = ("tidemark",)
 """What an image runs when the pod names no command: there are no images here."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LOST = "the container was running when its node restarted"
 
 
 class Kubelet(Role):
     """Keys are pods; only those of this node are looked at."""
 
-    def __init__(self, part: Part, node: str, directory: Path, faults: Faults) -> None:
+    def __init__(
+        self, part: Part, node: str, directory: Path, faults: Faults, isolation: Isolation | None = None
+    ) -> None:
+        """Play `node`; with `isolation` every container gets a file system, a user and rights of its own."""
         super().__init__()
+        self._isolation = isolation
         self.name = f"kubelet {node}"
         self._part = part
         self._api: Api = part.api
@@ -147,15 +157,29 @@ class Kubelet(Role):
             wait = await self._prepare(pod, state)
             if wait is not None:
                 return wait
+        await self._renew(pod, state)
         await state.start_next(lambda container: self._start(pod, state, container))
         await self._report(pod, state)
-        return state.next_restart_s()
+        return state.next_step_s()
+
+    async def _renew(self, pod: Manifest, state: PodState) -> None:
+        """Fill anew the projected volumes whose token is getting old."""
+        for volume in spec(pod).get("volumes") or []:
+            if state.renew_at.get(volume["name"], math.inf) <= time.monotonic():
+                state.renew_at[volume["name"]] = time.monotonic() + 5.0  # the next try, if this one fails
+                readable = self._isolation is not None
+                again_s = await fill(self._api, pod, volume, state.volumes[volume["name"]], readable=readable)
+                if again_s is not None:
+                    state.renew_at[volume["name"]] = time.monotonic() + again_s
 
     async def _prepare(self, pod: Manifest, state: PodState) -> float | None:
         """Make volumes and check rights; return seconds to wait if it can't go on yet."""
         await self._report(pod, state)
         pod = self._pods.at(key(pod)) or pod
-        refusal = self._refusal(pod)
+        try:
+            refusal = self._refusal(pod)
+        except NotPlayed as err:
+            refusal = str(err)
         if refusal:
             await self._break(pod, state, refusal)
             return None
@@ -164,7 +188,9 @@ class Kubelet(Role):
             return 2.0
         try:
             await asyncio.sleep(self._faults.number("node-slow-start"))
-            state.volumes = await make_volumes(self._api, pod, self._home(uid(pod)), claims)
+            isolated = self._isolation is not None
+            made = await make_volumes(self._api, pod, self._home(uid(pod)), claims, readable=isolated)
+            state.volumes, state.renew_at = made.at, {at: time.monotonic() + s for at, s in made.renew_s.items()}
             for container in state.containers():
                 state.environments[container["name"]] = await environment(self._api, pod, container, ADDRESS)
         except NotMountable as err:
@@ -178,10 +204,16 @@ class Kubelet(Role):
 
     def _refusal(self, pod: Manifest) -> str | None:
         """Return why a container with a block device may not run: as strict as most container runtimes."""
+        containers = [*(spec(pod).get("initContainers") or []), *spec(pod)["containers"]]
+        for container in containers:
+            if not_played(container):
+                return not_played(container)
+            if self._isolation is not None and rights_of(pod, container).must_not_be_root:
+                return f'container "{container["name"]}" has runAsNonRoot and image will run as root'
         if self._faults.on("allow-non-root"):
             return None
         of_pod = spec(pod).get("securityContext") or {}
-        for container in [*(spec(pod).get("initContainers") or []), *spec(pod)["containers"]]:
+        for container in containers:
             own = {**of_pod, **(container.get("securityContext") or {})}
             user = own.get("runAsUser")
             if container.get("volumeDevices") and (user not in (None, 0) or (user is None and own.get("runAsNonRoot"))):
@@ -212,15 +244,21 @@ class Kubelet(Role):
     async def _start(self, pod: Manifest, state: PodState, container: Manifest) -> None:
         home = self._home(uid(pod))
         given = state.environments[container["name"]]
-        paths = Paths(container, state.volumes, state.termination(home, container["name"]))
         words = [*(container.get("command") or _ENTRYPOINT), *(container.get("args") or [])]
-        variables = {variable: paths.real(value) for variable, value in given.items()}
-        # The program itself comes from the image, which here is this machine: only what it is told is rewritten, or a
-        # checkout below a mountPath (/tmp, say) would lose its interpreter.
-        command = [expand(words[0], variables), *(paths.real(expand(word, variables)) for word in words[1:])]
         binaries = str(Path(sys.executable).parent)
+        termination = state.termination(home, container["name"])
         search = os.environ.get("PATH", os.defpath)
         base = {"PATH": f"{binaries}{os.pathsep}{search}", "HOME": str(home), "HOSTNAME": name(pod), "LANG": "C.UTF-8"}
+        if self._isolation is not None:
+            variables = {**IMAGE_ENVIRONMENT, "PATH": f"{binaries}:{_PATH}", **api_server(self._api.server), **given}
+            words = [expand(word, variables) for word in words]
+            command = self._isolation.command(pod, container, state.volumes, termination, words)
+        else:
+            paths = Paths(container, state.volumes, termination)
+            variables = {variable: paths.real(value) for variable, value in given.items()}
+            # The program itself comes from the image, which here is this machine: only what it is told is rewritten,
+            # or a checkout below a mountPath (/tmp, say) would lose its interpreter.
+            command = [expand(words[0], variables), *(paths.real(expand(word, variables)) for word in words[1:])]
         try:
             process = await ContainerProcess.start(
                 container["name"],
@@ -228,7 +266,7 @@ class Kubelet(Role):
                 {**base, **variables},
                 folder=state.folder(home),
                 log=home / "logs" / f"{container['name']}.log",
-                termination=state.termination(home, container["name"]),
+                termination=termination,
             )
         except OSError as err:
             state.could_not_start(container["name"], f"exec {command[0]}: {err.strerror}")
@@ -237,15 +275,40 @@ class Kubelet(Role):
         state.started(process)
         await asyncio.to_thread(self._write_record, pod, state)
         assert self._children is not None
-        self._children.create_task(self._watch(state, process), name=f"container {name(pod)}/{process.name}")
+        self._children.create_task(self._watch(pod, state, container, process), name=f"container {name(pod)}")
         await self._events.say(POD, pod, "Normal", "Started", f"Started container {container['name']}")
         if container.get("volumeDevices") and self._faults.on("mover-kill"):
             self._children.create_task(self._kill_soon(process), name=f"mover-kill {name(pod)}")
 
-    async def _watch(self, state: PodState, process: ContainerProcess) -> None:
-        await process.wait()
+    async def _watch(self, pod: Manifest, state: PodState, container: Manifest, process: ContainerProcess) -> None:
+        async with asyncio.TaskGroup() as with_it:
+            probing = with_it.create_task(self._probe(pod, state, container, process), name=f"probes {name(pod)}")
+            await process.wait()
+            probing.cancel()
         state.ended(process)
         self.want(state.key)
+
+    async def _probe(self, pod: Manifest, state: PodState, container: Manifest, process: ContainerProcess) -> None:
+        """Ask the container's probes until it must be ended; end it then, and let its restart policy go on."""
+        if not has_probes(container):
+            return
+
+        def told(what: str, holds: bool) -> None:
+            state.told(container["name"], what, holds)
+            self.want(state.key)
+
+        async def unhealthy(kind: str, wrong: str) -> None:
+            await self._events.say(POD, pod, "Warning", "Unhealthy", f"{kind} probe failed: {wrong}"[:900])
+
+        failed = await watch(container, state.address, told, unhealthy)
+        if not failed:
+            return
+        words = f"Container {container['name']} failed {failed} probe, will be restarted"
+        await self._events.say(POD, pod, "Normal", "Killing", words)
+        process.signal(signal.SIGTERM)
+        own_s = (container.get(f"{failed}Probe") or {}).get("terminationGracePeriodSeconds")
+        await asyncio.sleep(own_s or spec(pod).get("terminationGracePeriodSeconds") or 30)
+        process.signal(signal.SIGKILL)
 
     async def _kill_soon(self, process: ContainerProcess) -> None:
         """Fault mover-kill: kill this one, and switch the fault off so that the next one lives."""
@@ -321,11 +384,11 @@ class Kubelet(Role):
         change: Manifest = {
             "phase": phase,
             "hostIP": ADDRESS,
-            "podIP": ADDRESS,
-            "podIPs": [{"ip": ADDRESS}],
+            "podIP": state.address,
+            "podIPs": [{"ip": state.address}],
             "startTime": held.get("startTime") or timestamp(),
             **container_statuses(live, state),
-            "conditions": pod_conditions(held.get("conditions") or [], phase, prepared=state.prepared),
+            "conditions": pod_conditions(held.get("conditions") or [], phase, state),
         }
         if any(held.get(field) != value for field, value in change.items()):
             with suppress(NotFound):

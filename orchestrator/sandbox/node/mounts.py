@@ -17,8 +17,9 @@ from typing import ClassVar
 import msgspec
 
 from orchestrator.errors import Retryable, Terminal
-from orchestrator.sandbox.api import Api, NotFound
+from orchestrator.sandbox.api import Api, ApiError, NotFound
 from orchestrator.sandbox.kinds import CONFIG_MAP, SECRET
+from orchestrator.sandbox.node.projected import project
 from orchestrator.sandbox.objects import Manifest, annotations_of, labels, meta, name, namespace, spec, status, uid
 
 _REFERENCE = re.compile(r"\$(\$|\(([^()]*)\))")
@@ -45,9 +46,22 @@ class BlockVolume(msgspec.Struct, frozen=True):
     mode: str
 
 
-async def make_volumes(api: Api, pod: Manifest, home: Path, claims: Mapping[str, BlockVolume]) -> dict[str, Path]:
-    """Return where each volume of the pod is. Raises NotMountable, NotPlayed. Idempotent."""
+class Volumes(msgspec.Struct):
+    """Where the volumes of a pod are, and which must be filled anew in how many seconds."""
+
+    at: dict[str, Path] = {}
+    renew_s: dict[str, float] = {}
+
+
+async def make_volumes(
+    api: Api, pod: Manifest, home: Path, claims: Mapping[str, BlockVolume], *, readable: bool = False
+) -> Volumes:
+    """Return where each volume of the pod is. Raises NotMountable, NotPlayed. Idempotent.
+
+    `readable`: with the modes that a kubelet gives, for programs that run as another user; else for this user only.
+    """
     made: dict[str, Path] = {}
+    renew: dict[str, float] = {}
     for volume in spec(pod).get("volumes") or []:
         at = home / "volumes" / volume["name"]
         if volume.get("persistentVolumeClaim"):
@@ -56,27 +70,45 @@ async def make_volumes(api: Api, pod: Manifest, home: Path, claims: Mapping[str,
             continue
         at.mkdir(parents=True, exist_ok=True, mode=0o700)
         made[volume["name"]] = at
-        await _fill(api, pod, volume, at)
-    return made
+        again_s = await fill(api, pod, volume, at, readable=readable)
+        if again_s is not None:
+            renew[volume["name"]] = again_s
+    return Volumes(made, renew)
 
 
-async def _fill(api: Api, pod: Manifest, volume: Manifest, at: Path) -> None:
+async def fill(api: Api, pod: Manifest, volume: Manifest, at: Path, *, readable: bool) -> float | None:
+    """Write a volume's files; return in how many seconds to do it again (None: never). Raises as `make_volumes`."""
     if "emptyDir" in volume:
-        return
-    if volume.get("secret"):
-        source = volume["secret"]
-        data = await _secret(api, namespace(pod), source["secretName"], optional=source.get("optional", False))
-        _write(at, _chosen(data, source.get("items")))
-    elif volume.get("configMap"):
-        source = volume["configMap"]
-        data = await _config_map(api, namespace(pod), source["name"], optional=source.get("optional", False))
-        _write(at, _chosen(data, source.get("items")))
-    elif "downwardAPI" in volume:
-        items = volume["downwardAPI"].get("items") or []
-        _write(at, {i["path"]: field(pod, i["fieldRef"]["fieldPath"], "").encode() for i in items if "fieldRef" in i})
+        if readable:
+            at.chmod(0o777)
+        return None
+    kind = next((k for k in volume if k != "name"), "unknown")
+    source = volume[kind] or {}
+    again_s: float | None = None
+    if kind == "projected":
+        try:
+            files, again_s = await project(api, pod, source.get("sources") or [], lambda k, s: _read(api, pod, k, s))
+        except ApiError as err:
+            raise NotMountable(str(err)) from err
+    elif kind in {"secret", "configMap", "downwardAPI"}:
+        files = await _read(api, pod, kind, source)
     else:
-        kind = next((k for k in volume if k != "name"), "unknown")
         raise NotPlayed(f'volume "{volume["name"]}" is of kind {kind}, which the sandbox\'s node does not play')
+    _write(at, files, mode=int(source.get("defaultMode", 0o644)) if readable else 0o600)
+    if readable:
+        for folder in (at, *(found for found in at.rglob("*") if found.is_dir())):
+            folder.chmod(0o755)
+    return again_s
+
+
+async def _read(api: Api, pod: Manifest, kind: str, source: Manifest) -> dict[str, bytes]:
+    """Return the files of a secret, a config map (whole or chosen) or of downward fields."""
+    items = source.get("items")
+    if kind == "downwardAPI":
+        return {i["path"]: field(pod, i["fieldRef"]["fieldPath"], "").encode() for i in items or [] if "fieldRef" in i}
+    read = _secret if kind == "secret" else _config_map
+    at = source.get("secretName") or source["name"]
+    return _chosen(await read(api, namespace(pod), at, optional=source.get("optional", False)), items)
 
 
 def _image_folder(at: Path, image: Path) -> Path:
@@ -117,14 +149,18 @@ def _chosen(data: dict[str, bytes], items: list[Manifest] | None) -> dict[str, b
     return {item["path"]: data[item["key"]] for item in items}
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
+def _write(folder: Path, files: dict[str, bytes], *, mode: int) -> None:
     for relative, content in files.items():
         path = (folder / relative).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise NotPlayed(f"the path {relative} leaves its volume")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        # Made beside and moved: a program never reads half of a token that is renewed.
+        half = path.with_name(f".{path.name}.new")
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
+        half.chmod(mode)
+        half.replace(path)
 
 
 async def environment(api: Api, pod: Manifest, container: Manifest, node_address: str) -> dict[str, str]:

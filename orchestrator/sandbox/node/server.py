@@ -18,6 +18,7 @@ from orchestrator.sandbox.faults import NAMESPACE, Faults
 from orchestrator.sandbox.kinds import CONFIG_MAP, CSI_NODE, DRIVER, NODE, SECRET
 from orchestrator.sandbox.kinds import NAMESPACE as NAMESPACES
 from orchestrator.sandbox.node.attach import AttachDetach, Attacher
+from orchestrator.sandbox.node.isolation import Isolation
 from orchestrator.sandbox.node.jobs import JobController
 from orchestrator.sandbox.node.kubelet import ADDRESS, Kubelet
 from orchestrator.sandbox.node.logserver import LogServer
@@ -58,17 +59,20 @@ class Nodes(Part):
         job_retry_s: float = 1.0,
         faults: Faults | None = None,
         kubelet_client_ca: Path | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         """Play `count` nodes in zones zone-a, zone-b, ..., or one node for each of `zones`.
 
         With `kubelet_client_ca` logs are handed out over HTTPS to who has a certificate of that authority, as a
-        kubelet does; without it to who knows the node's token.
+        kubelet does; without it to who knows the node's token. With `isolation` each container has a file system,
+        a user and rights of its own.
         """
         super().__init__(api)
         self._directory = directory
         self._zones = list(zones) or [f"zone-{chr(ord('a') + number)}" for number in range(count)]
         self._names = [f"sandbox-{number}" for number in range(1, len(self._zones) + 1)]
         self._kubelet_client_ca = kubelet_client_ca
+        self._isolation = isolation
         self._wanted = frozenset(roles)
         self._job_retry_s = job_retry_s
         unknown = self._wanted - set(ROLES)
@@ -82,7 +86,7 @@ class Nodes(Part):
         made: list[Runnable] = []
         if "kubelet" in self._wanted:
             for node, zone in zip(self._names, self._zones, strict=True):
-                kubelet = Kubelet(self, node, self._directory, self.faults)
+                kubelet = Kubelet(self, node, self._directory, self.faults, self._isolation)
                 await self._register(node, zone, kubelet)
                 made.append(kubelet)
             made.append(Heartbeat(self.api, self._names))

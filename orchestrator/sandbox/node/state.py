@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from orchestrator.sandbox.node.probes import has_probes
 from orchestrator.sandbox.node.process import ContainerProcess
 from orchestrator.sandbox.objects import Key, Manifest, spec, timestamp, uid
 
@@ -27,9 +29,16 @@ class PodState:
         self.running: dict[str, ContainerProcess] = {}
         self.states: dict[str, Manifest] = {}
         self.restarts: dict[str, int] = {}
+        self.started_up: set[str] = set()
+        """Containers whose startup probe has succeeded, or that have none."""
+        self.ready: set[str] = set()
+        self.renew_at: dict[str, float] = {}
+        """When (monotonic) which volume must be filled anew."""
         self._last: dict[str, Manifest] = {}
         self._due: dict[str, float] = {}
         self._grace_from: float | None = None
+        # As pods on a network of their own have: two programs of one port don't meet, and a probe asks the right one.
+        self.address = f"127.{'.'.join(str(1 + byte % 254) for byte in hashlib.sha256(self.uid.encode()).digest()[:3])}"
         self._policy = spec(pod).get("restartPolicy", "Always")
         self._init: list[Manifest] = spec(pod).get("initContainers") or []
         self._main: list[Manifest] = spec(pod)["containers"]
@@ -92,15 +101,38 @@ class PodState:
         return ended and (self._policy != "Never" and not self._succeeded(called) if is_init else self._again(called))
 
     def started(self, process: ContainerProcess) -> None:
-        """Note a container that runs now."""
+        """Note a container that runs now; one without probes is ready at once."""
         self.running[process.name] = process
+        if not any(has_probes(c) for c in self._main if c["name"] == process.name):
+            self.told(process.name, "started", True)
+            self.told(process.name, "ready", True)
         self.states[process.name] = {"running": {"startedAt": timestamp()}}
+
+    def told(self, container: str, what: str, holds: bool) -> None:
+        """Note what a probe said: "started" or "ready", and whether it is."""
+        noted = self.started_up if what == "started" else self.ready
+        if holds and container in self.running:
+            noted.add(container)
+        else:
+            noted.discard(container)
+
+    def all_ready(self) -> bool:
+        """Return whether every container of the pod runs and is ready."""
+        return all(container["name"] in self.ready for container in self._main)
+
+    def next_step_s(self) -> float | None:
+        """Return seconds until there is something to do without a change, None if there is not."""
+        due = [at - time.monotonic() for at in self.renew_at.values()]
+        restart = self.next_restart_s()
+        return max(0.0, min([*due, *([] if restart is None else [restart])])) if due or restart is not None else None
 
     def ended(self, process: ContainerProcess) -> None:
         """Note how a container ended."""
         code = process.exit_code or 0
         begun = (self.states.get(process.name) or {}).get("running", {}).get("startedAt")
         self.running.pop(process.name, None)
+        self.told(process.name, "started", False)
+        self.told(process.name, "ready", False)
         self._terminated(process.name, code, "Completed" if code == 0 else "Error", process.message(), begun)
 
     def could_not_start(self, container: str, message: str, *, code: int = 128, reason: str = "StartError") -> None:
@@ -163,20 +195,20 @@ def _container_status(container: Manifest, state: PodState) -> Manifest:
         "image": image,
         "imageID": image,
         "containerID": f"sandbox://{state.uid}/{called}",
-        "ready": "running" in now,
-        "started": "running" in now,
+        "ready": called in state.ready,
+        "started": called in state.started_up,
         "restartCount": state.restarts.get(called, 0),
         "state": now,
         "lastState": state.last(called),
     }
 
 
-def pod_conditions(held: list[Manifest], phase: str, *, prepared: bool) -> list[Manifest]:
+def pod_conditions(held: list[Manifest], phase: str, state: PodState) -> list[Manifest]:
     """Return the pod's conditions; transition times move only when the status does."""
-    ready = "True" if phase == "Running" else "False"
+    ready = "True" if phase == "Running" and state.all_ready() else "False"
     wanted = {
         "PodScheduled": "True",
-        "Initialized": "True" if prepared else "False",
+        "Initialized": "True" if state.prepared else "False",
         "ContainersReady": ready,
         "Ready": ready,
     }
