@@ -55,6 +55,12 @@ class RealWorld(World):
 
         await self._controller.start(serving, 120)
 
+    @property
+    def controller(self) -> Program:
+        """Return the controller's process."""
+        assert self._controller is not None
+        return self._controller
+
     def running_movers(self) -> list[str]:
         """Return the uids of pods with a mover that runs now."""
         homes = (self.cluster.data / "pods").glob("*/processes.json")
