@@ -279,9 +279,10 @@ async def test_a_snapshot_that_never_becomes_ready_ends_the_point_with_the_drive
 
 @pytest.mark.chaos
 async def test_what_a_snapshots_error_said_is_taken_back_when_it_came_up_after_all(cluster: Bed) -> None:
-    claim = await cluster.volume("recovers")
+    claim = await cluster.volume("recovers", "16Mi")
+    await cluster.write("recovers", bytes(range(256)) * 4096 * 8)
     await cluster.sandbox.fault("snapshot-error")
-    point = await cluster.point(claim)
+    point = await cluster.point(claim, options=VolumeOptions(bandwidth_limit="2Mi"))
 
     async def told() -> Condition | None:
         found = (await cluster.client.get(RecoveryPoint, point.name, point.namespace)).status
@@ -296,10 +297,14 @@ async def test_what_a_snapshots_error_said_is_taken_back_when_it_came_up_after_a
         await cluster.eventually(waits, "the driver's error is told")
     finally:
         await cluster.sandbox.fault("snapshot-error", None)
-    done = await cluster.ended(point)
-    assert done.status.phase is PointPhase.COMPLETED
+
+    async def copies() -> bool:
+        return (await cluster.client.get(RecoveryPoint, point.name, point.namespace)).status.progress not in ("", "0%")
+
+    await cluster.eventually(copies, "it is being copied")
     now = await told()
     assert now is None or now.status == "True", now
+    assert (await cluster.ended(point)).status.phase is PointPhase.COMPLETED
 
 
 async def test_a_killed_mover_is_followed_by_another_that_carries_on(cluster: Bed) -> None:
