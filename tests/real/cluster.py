@@ -250,7 +250,7 @@ class RealCluster:
         command = [sys.executable, "-m", module, "--kubeconfig", str(config), "--dir", str(self.data), *_WITHOUT[name]]
         if name == "node":
             command += ["--zones", ",".join(f"zone-{zone}" for zone in self.zones)]
-            command += ["--kubelet-client-ca", str(self.ca)]
+            command += ["--kubelet-client-ca", str(self.ca), "--isolate"]
         # Not the checkout's own KUBECONFIG: a part must get along with what it is given.
         env = {"PYTHONPATH": str(CHECKOUT), "KUBECONFIG": "/nonexistent"}
         server = self._servers[name] = Server(name, command, self.folder, env)
