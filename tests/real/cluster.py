@@ -46,6 +46,8 @@ class RealCluster:
         self.folder = folder
         self.zones = tuple(zones)
         self.data = folder / "data"
+        self.shared = folder / "shared"
+        """A folder that Pods see too, at this path; they see no other one of this machine."""
         self.kubeconfig = folder / "kubeconfig"
         self.ca = folder / "pki" / "ca.crt"
         self.audit_log = folder / "audit.log"
@@ -137,6 +139,7 @@ class RealCluster:
     async def start(self) -> None:
         """Start everything, in the order in which one needs the other."""
         self._write_pki()
+        self.shared.mkdir()
         self._start_server("etcd", self._etcd())
         self._start_server("kube-apiserver", self._apiserver())
         self._kubeconfig(self.kubeconfig, self._admin())
@@ -250,7 +253,7 @@ class RealCluster:
         command = [sys.executable, "-m", module, "--kubeconfig", str(config), "--dir", str(self.data), *_WITHOUT[name]]
         if name == "node":
             command += ["--zones", ",".join(f"zone-{zone}" for zone in self.zones)]
-            command += ["--kubelet-client-ca", str(self.ca), "--isolate"]
+            command += ["--kubelet-client-ca", str(self.ca), "--isolate", "--share", str(self.shared)]
         # Not the checkout's own KUBECONFIG: a part must get along with what it is given.
         env = {"PYTHONPATH": str(CHECKOUT), "KUBECONFIG": "/nonexistent"}
         server = self._servers[name] = Server(name, command, self.folder, env)
