@@ -299,11 +299,12 @@ async def test_what_a_snapshots_error_said_is_taken_back_when_it_came_up_after_a
         await cluster.sandbox.fault("snapshot-error", None)
 
     async def copies() -> bool:
-        return (await cluster.client.get(RecoveryPoint, point.name, point.namespace)).status.progress not in ("", "0%")
+        return (await cluster.client.get(RecoveryPoint, point.name, point.namespace)).status.phase is PointPhase.COPYING
 
     await cluster.eventually(copies, "it is being copied")
     now = await told()
-    assert now is None or now.status == "True", now
+    assert now is not None
+    assert now.status == "True", now
     assert (await cluster.ended(point)).status.phase is PointPhase.COMPLETED
 
 
