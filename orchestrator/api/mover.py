@@ -7,7 +7,6 @@ termination message (at most 1 KiB). What is in the repository is the truth; an 
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -62,8 +61,6 @@ class MoverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     """Verify: which part of the chunks a sample takes."""
     run: str = ""
     """Verify: the name under which the result is left in the repository; empty: it is only logged."""
-    begun: datetime | None = None
-    """Verify: when the controller asked for it, by its own clock."""
 
     def __repr__(self) -> str:
         return f"MoverConfig(task={self.task!r}, point={self.point!r}, ...)"

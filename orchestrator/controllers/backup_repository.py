@@ -1,16 +1,13 @@
-"""Repositories: can they be reached, what lies there, and is what no point needs swept.
+"""Repositories: can they be reached, what lies there, is what no point needs swept, and is what is stored intact.
 
-Maintenance is bulk work and so a Job, one per namespace of the repository, with that namespace's keys only. The Jobs
-of a slot run one after the other; a slot is done when each of them ended. A slot is written down before its first Job
-is made and carried to its end whatever comes meanwhile (newer slots, suspension, another leader): a Job whose slot was
-forgotten would be left behind.
+Sweeping and verifying are bulk work and so Jobs (`controllers/namespace_runs`). They may run at the same time: neither
+can harm the other (docs/repository-format.md), and a verification of days must not hold up the sweeping.
 """
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Any, Literal
 
 import msgspec
 
@@ -18,16 +15,17 @@ from orchestrator.api.foreign.core import Job
 from orchestrator.api.meta import Condition, with_condition
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, Usage
-from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_REPOSITORY_UID, MANAGED_BY
+from orchestrator.api.tidemark.fields import LABEL_REPOSITORY_UID
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context, Controller, Key, Requeue
-from orchestrator.controllers.repositories import OpenedRepository, mover_config
+from orchestrator.controllers.maintenance import ANNOTATION_MAINTAINED, Maintenance
+from orchestrator.controllers.repositories import OpenedRepository
 from orchestrator.controllers.status import patch_status
-from orchestrator.decisions import backup_repository as decisions
+from orchestrator.controllers.verification import VerificationRuns
 from orchestrator.errors import Terminal, TidemarkError
 from orchestrator.repository.maintenance import usage
-from orchestrator.volumes import job as jobs
-from policies.naming import object_name
+
+__all__ = ["ANNOTATION_MAINTAINED", "BackupRepositoryController"]
 
 CHECK_S = 60.0
 USAGE_EVERY = timedelta(minutes=30)
@@ -38,7 +36,6 @@ USAGE_SHARE = 100.0
 """...nor sooner than so many times as long as the last count took: one hundredth of the time goes into counting."""
 USAGE_TIMEOUT_S = 300.0
 POLL = Requeue(2.0)
-Result = Literal["completed", "failed"]
 
 
 class BackupRepositoryController(Controller[BackupRepository]):
@@ -54,9 +51,10 @@ class BackupRepositoryController(Controller[BackupRepository]):
         """When the newest point was completed that isn't counted yet, by repository: only a hint to count sooner."""
         self._counting_s: dict[str, float] = {}
         """How long the last count took."""
+        self._maintenance, self._verification = Maintenance(context), VerificationRuns(context)
 
     def wire(self) -> None:
-        """Wake for repositories and for their maintenance Jobs."""
+        """Wake for repositories and for the Jobs of their maintenance and verification."""
         super().wire()
         self.watch(Job, self._by_label)
         self.watch(RecoveryPoint, self._of_completed)
@@ -78,7 +76,7 @@ class BackupRepositoryController(Controller[BackupRepository]):
         return [("", owner.name)] if owner is not None else []
 
     async def reconcile(self, key: Key) -> Requeue | None:
-        """Check it, count what lies there, and sweep when that is due."""
+        """Check it, count what lies there; sweep and verify when that is due."""
         repository = self.cache.get(key[1])
         if repository is None or repository.deleting:
             return None
@@ -89,48 +87,35 @@ class BackupRepositoryController(Controller[BackupRepository]):
         if wait_s <= 0:
             status = msgspec.structs.replace(status, usage=await self._usage(opened, now))
         repository = await patch_status(self.context, repository, status)
-        slot = _begun(repository)
+        repository, again = await self._bulk(self._maintenance, repository, opened, now)
+        repository, soon = await self._bulk(self._verification, repository, opened, now)
+        asked = [each for each in (again, soon) if each is not None]
+        if asked:
+            return min(asked)
+        return Requeue(min(CHECK_S, wait_s) if wait_s > 0 else CHECK_S)
+
+    async def _bulk(
+        self,
+        runs: Maintenance | VerificationRuns,
+        repository: BackupRepository,
+        opened: OpenedRepository,
+        now: datetime,
+    ) -> tuple[BackupRepository, Requeue | None]:
+        """Begin the slot that is due, or bring the one that was begun a step on; None: there is none."""
+        slot = runs.begun(repository)
         if slot is None:
-            slot = decisions.due(repository, now)
+            slot = runs.due(repository, now)
             if slot is None:
-                return Requeue(min(CHECK_S, wait_s) if wait_s > 0 else CHECK_S)
-            await self._note(repository, slot, {})
-            return Requeue(0.0)
-        if not await self._maintain(repository, opened, slot):
-            return POLL
-        await self._slot_done(repository, slot, await self._usage(opened, now), now)
-        return Requeue(CHECK_S)
-
-    async def _slot_done(self, repository: BackupRepository, slot: datetime, usage_now: Usage, now: datetime) -> None:
-        """Record that each of the slot's Jobs ended; only when all of them succeeded has a sweep completed.
-
-        Suspended meanwhile, a slot ends with the Job that was running: what it did counts for nothing but its failure.
-        """
-        swept = _swept(repository, slot)
-        failed = [uid for uid, good in swept.items() if not good]
-        if repository.spec.maintenance.suspend and not failed:
-            await patch_status(
-                self.context, repository, msgspec.structs.replace(repository.status, last_maintenance_slot=slot)
-            )
-            return
-        text = f"{len(failed)} of {len(swept)} namespaces could not be swept; the next slot tries again."
-        condition = Condition(
-            type="Maintained",
-            status="False" if failed else "True",
-            reason="MaintenanceFailed" if failed else "Maintained",
-            message=text if failed else "",
-            observed_generation=repository.metadata.generation,
-        )
-        status = msgspec.structs.replace(
-            repository.status,
-            last_maintenance_slot=slot,
-            last_maintenance=repository.status.last_maintenance if failed else now,
-            usage=usage_now,
-            conditions=with_condition(repository.status.conditions, condition, now),
-        )
-        await patch_status(self.context, repository, status)
-        if not failed:
-            self.context.recorder.event(repository, "Normal", "Maintained", f"Swept {len(swept)} namespaces.")
+                return repository, None
+            return await runs.note(repository, slot, {}), Requeue(0.0)
+        repository, ended = await runs.step(repository, opened, slot)
+        if not ended:
+            return repository, POLL
+        repository = await runs.done(repository, opened, slot, now)
+        if isinstance(runs, Maintenance):
+            status = msgspec.structs.replace(repository.status, usage=await self._usage(opened, now))
+            repository = await patch_status(self.context, repository, status)
+        return repository, Requeue(CHECK_S)
 
     def _ready(self, repository: BackupRepository, opened: OpenedRepository, now: datetime) -> BackupRepositoryStatus:
         conditions = repository.status.conditions
@@ -172,56 +157,6 @@ class BackupRepositoryController(Controller[BackupRepository]):
         self._counting_s[opened.name] = self.context.clock.monotonic() - started
         return Usage(bytes=stored, objects=objects, points=points, size=format_size(stored), measured=now)
 
-    async def _maintain(self, repository: BackupRepository, opened: OpenedRepository, slot: datetime) -> bool:
-        """Run the slot's Jobs, one namespace after the other; True when each of them ended and is gone."""
-        settings, client = self.context.settings, self.context.client
-        labels = {LABEL_REPOSITORY_UID: repository.uid, LABEL_MANAGED_BY: MANAGED_BY}
-        swept = _swept(repository, slot)
-        for identity in await opened.repository.namespaces():
-            if identity.cluster_id != self.context.cluster_id:
-                continue
-            name = object_name(f"tm-maintain-{repository.name}", repository.uid, identity.uid, slot.isoformat())
-            if identity.uid in swept:
-                if not await jobs.remove(client, name, settings, labels):
-                    return False
-                continue
-            vault = await opened.repository.vault(identity)
-            seen = await jobs.look(client, self.context.caches, name, settings)
-            if seen.state == "missing":
-                if repository.spec.maintenance.suspend:
-                    continue
-                config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
-                job = jobs.MoverJob(name=name, task="maintain", config=config, labels=labels)
-                await jobs.ensure(client, job, settings)
-                return False
-            if seen.state not in ("succeeded", "failed"):
-                return False
-            # Noted before the Job goes: a Job that is missing and not noted would be made again.
-            good = seen.state == "succeeded"
-            await self._note(repository, slot, {**swept, identity.uid: good})
-            result: Result = "completed" if good else "failed"
-            self.context.meter.mover_ended("maintain", result)
-            self.context.meter.maintained(repository.name, result)
-            if not good:
-                text = seen.message or "see the maintenance Job's log"
-                self.context.recorder.event(repository, "Warning", "MaintenanceFailed", f"{identity.name}: {text}")
-            return False
-        return True
-
-    async def _note(self, repository: BackupRepository, slot: datetime, swept: dict[str, bool]) -> None:
-        """Remember, in an annotation, which namespaces the slot's maintenance has been through, and how.
-
-        Written over what was read and nothing newer: whoever wins this write counts the sweep.
-        """
-        value = f"{slot.isoformat()} {','.join(uid if good else uid + FAILED for uid, good in swept.items())}"
-        body: dict[str, Any] = {
-            "metadata": {
-                "annotations": {ANNOTATION_MAINTAINED: value},
-                "resourceVersion": repository.metadata.resource_version,
-            }
-        }
-        self.context.caches.learn(await self.context.client.merge_patch(BackupRepository, repository.name, "", body))
-
     async def record_error(self, key: Key, error: TidemarkError) -> None:
         """Show why it can't be used."""
         repository = self.cache.get(key[1])
@@ -254,31 +189,6 @@ class BackupRepositoryController(Controller[BackupRepository]):
         await patch_status(self.context, repository, status)
         if isinstance(error, Terminal):
             self.queue.add_after(key, CHECK_S)
-
-
-ANNOTATION_MAINTAINED = "tidemark.dev/maintained"
-"""The slot, and the uids of the namespaces whose Jobs of that slot ended, each with FAILED behind it if it failed."""
-FAILED = "!"
-
-
-def _begun(repository: BackupRepository) -> datetime | None:
-    """Return the slot that was begun and isn't done, None when there is none."""
-    text = repository.metadata.annotations.get(ANNOTATION_MAINTAINED, "").partition(" ")[0]
-    try:
-        slot = datetime.fromisoformat(text)
-    except ValueError:
-        return None  # none yet, or a hand wrote there: the next slot that is due overwrites it
-    last = repository.status.last_maintenance_slot
-    return slot if slot.tzinfo is not None and (last is None or slot > last) else None
-
-
-def _swept(repository: BackupRepository, slot: datetime) -> dict[str, bool]:
-    """Return which namespaces the slot's maintenance has been through, and whether it succeeded."""
-    text = repository.metadata.annotations.get(ANNOTATION_MAINTAINED, "")
-    when, _, uids = text.partition(" ")
-    if when != slot.isoformat():
-        return {}
-    return {uid.removesuffix(FAILED): not uid.endswith(FAILED) for uid in uids.split(",") if uid}
 
 
 def _minute(now: datetime, before: datetime | None) -> datetime:

@@ -24,7 +24,7 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
 
     depth: Depth = "quick" if config.sample <= 0 else "full" if config.sample >= 1 else config.sample
     clock = SystemClock()
-    begun = config.begun or clock.now()
+    begun = clock.now()
     async with opened_vault(config) as vault:
         report = await verify(vault, depth=depth, turn=config.turn, progress=note, clock=clock)
         if config.run:

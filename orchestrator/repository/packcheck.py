@@ -72,16 +72,23 @@ class PackChecker:
     async def check(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> PackCheck:
         """Check what maps name in a pack. `size` is as listed, None when the pack isn't there."""
         if size is None:
-            relocation = await open_relocation(self._vault, ref)
-            if relocation is None:
-                return PackCheck("it is missing", whole=True)
-            return await self._chunks(self._taken(entries))
+            return await self._gone(ref, entries)
         beyond = tuple(e.slot for e in entries if e.slot * SLOT_UNIT + e.length > size)
         if beyond:
             checked = await self._chunks([e for e in self._taken(entries) if e.slot not in beyond])
             return checked._replace(what=f"it is truncated at {size} bytes", slots=(*beyond, *checked.slots))
         if self._sample.share >= 1 and size <= WHOLE_LIMIT:
-            return await self._whole(ref, entries, size)
+            try:
+                return await self._whole(ref, entries, size)
+            except ObjectMissing:
+                # Compacted, or deleted, since it was listed.
+                return await self._gone(ref, entries)
+        return await self._chunks(self._taken(entries))
+
+    async def _gone(self, ref: ObjectRef, entries: Sequence[Entry]) -> PackCheck:
+        """Check a pack that isn't there: its chunks may have been moved."""
+        if await open_relocation(self._vault, ref) is None:
+            return PackCheck("it is missing", whole=True)
         return await self._chunks(self._taken(entries))
 
     def _taken(self, entries: Sequence[Entry]) -> list[Entry]:

@@ -23,10 +23,9 @@ HURT_LIMIT = 10_000
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What one run saw of one namespace."""
+    """What one run saw of one namespace. Times are the mover's clock's."""
 
     begun: datetime
-    """When the controller asked for it, by its own clock."""
     ended: datetime
     share: float
     points: int

@@ -61,6 +61,8 @@ class MoverJob:
     """A PersistentVolume's spec.nodeAffinity."""
     read_only: bool = False
     attempt: int = 1
+    deadline_s: float | None = None
+    """Ends it after so long; None: tasks in BOUNDED have the settings' maintenance deadline, others none."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def build(job: MoverJob, settings: Settings) -> dict[str, Any]:
     """Return the Job's manifest: root without any capability, no API token, read-only root (control plane rule 4)."""
     labels = labels_of(job)
     annotations = {**job.annotations, ANNOTATION_ATTEMPT: str(job.attempt)}
-    deadline = {"activeDeadlineSeconds": int(settings.maintenance_deadline_s)} if job.task in BOUNDED else {}
+    limit_s = settings.maintenance_deadline_s if job.deadline_s is None and job.task in BOUNDED else job.deadline_s
+    deadline = {"activeDeadlineSeconds": max(1, int(limit_s))} if limit_s is not None else {}
     return {
         "metadata": {
             "name": job.name,

@@ -38,8 +38,8 @@ def files(folder: Path) -> list[str]:
 
 
 async def ready(at: Desk, **spec: Any) -> BackupRepositoryController:
-    """Make a repository and let it be opened."""
-    await at.repository(**spec)
+    """Make a repository and let it be opened. Verification has tests of its own."""
+    await at.repository(**{"verify": {"suspend": True}, **spec})
     controller = BackupRepositoryController(at.context)
     await controller.reconcile(KEY)
     assert (await at.known(BackupRepository, "main")).status.ready == "True"

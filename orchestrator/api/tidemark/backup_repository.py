@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from orchestrator.api.meta import K8sObject, Resource
 from orchestrator.api.tidemark.backup_policy import Schedule
-from orchestrator.api.tidemark.fields import GROUP, VERSION, Conditions, Generation, Instant, Name
+from orchestrator.api.tidemark.fields import GROUP, VERSION, Conditions, Duration, Generation, Instant, Name
 
 
 class Maintenance(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -17,6 +18,35 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
 
     schedule: Annotated[Schedule | None, Meta(description="When. Absent: every 24 h.")] = None
     suspend: Annotated[bool, Meta(description="Sweep nothing.")] = False
+
+
+class VerifyDepth(enum.Enum):
+    """How much of what is stored is read to prove it."""
+
+    QUICK = "quick"
+    SAMPLED = "sampled"
+    FULL = "full"
+
+
+class Verify(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """When what is stored is proven, and how deep."""
+
+    schedule: Annotated[Schedule | None, Meta(description="When. Absent: every 7 days, spread over 12 hours.")] = None
+    depth: Annotated[
+        VerifyDepth,
+        Meta(
+            description="quick: every manifest and map page, presence and size of packs. sampled (default): also a "
+            "part of the chunks, another one each time. full: every byte."
+        ),
+    ] = VerifyDepth.SAMPLED
+    sample_percent: Annotated[
+        int, Meta(ge=1, le=100, description="Of sampled: how many in a hundred chunks are read. Default 5.")
+    ] = 5
+    deadline: Annotated[
+        Duration | None,
+        Meta(description="A namespace's verification is given up after this long. Default 24h."),
+    ] = None
+    suspend: Annotated[bool, Meta(description="Verify nothing.")] = False
 
 
 class BackupRepositorySpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -44,6 +74,7 @@ class BackupRepositorySpec(msgspec.Struct, frozen=True, kw_only=True, rename="ca
         Meta(max_length=1000, min_length=1, description="Namespaces whose policies may write here; '*' for all."),
     ]
     maintenance: Annotated[Maintenance, Meta(description="When what no point needs is swept.")] = Maintenance()
+    verify: Annotated[Verify, Meta(description="When what is stored is proven, and how deep.")] = Verify()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -56,6 +87,32 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     measured: Annotated[Instant | None, Meta(description="When it was counted.")] = None
 
 
+class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What the last verification saw. Written whole, so that zero shows as zero."""
+
+    depth: Annotated[VerifyDepth, Meta(description="How deep it went.")]
+    sample_percent: Annotated[int, Meta(ge=0, le=100, description="Of a sample: how many in a hundred chunks.")]
+    turn: Annotated[int, Meta(ge=0, description="Which part the sample took; the next one takes the next.")]
+    namespaces: Annotated[int, Meta(ge=0, description="Namespaces verified.")]
+    points: Annotated[int, Meta(ge=0, description="Recovery points whose manifest and map were read.")]
+    chunks: Annotated[int, Meta(ge=0, description="Chunks that were read and checked.")]
+    bytes_read: Annotated[int, Meta(ge=0, description="Bytes of packs that were read.")]
+    damaged_objects: Annotated[int, Meta(ge=0, description="Objects altered, truncated or missing.")]
+    damaged_chunks: Annotated[int, Meta(ge=0, description="Chunks lost by that, summed over the points.")]
+    damaged_points: Annotated[int, Meta(ge=0, description="Points that can't be restored whole.")]
+    missing_points: Annotated[
+        int, Meta(ge=0, description="Points that this cluster knows and the repository doesn't hold as they were.")
+    ]
+    unrecorded_points: Annotated[
+        int,
+        Meta(ge=0, description="Points in the repository without a RecoveryPoint here. Nothing is wrong with them."),
+    ]
+    hurt: Annotated[
+        tuple[Annotated[str, Meta(max_length=317)], ...],
+        Meta(max_length=10, description="Damaged and missing points, namespace/name, the first ten."),
+    ] = ()
+
+
 class BackupRepositoryStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """Whether it can be reached, and what lies there."""
 
@@ -66,6 +123,11 @@ class BackupRepositoryStatus(msgspec.Struct, frozen=True, kw_only=True, rename="
     usage: Annotated[Usage | None, Meta(description="What lies there.")] = None
     last_maintenance: Annotated[Instant | None, Meta(description="When a sweep last completed.")] = None
     last_maintenance_slot: Annotated[Instant | None, Meta(description="The newest maintenance slot handled.")] = None
+    last_verified: Annotated[
+        Instant | None, Meta(description="When every namespace was last verified, whatever was found.")
+    ] = None
+    last_verification_slot: Annotated[Instant | None, Meta(description="The newest verification slot handled.")] = None
+    verification: Annotated[Verification | None, Meta(description="What the last verification saw.")] = None
     conditions: Conditions = ()
 
 
