@@ -16,18 +16,22 @@ import msgspec
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, SweepBlocked
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
+from orchestrator.repository.liveness import LiveChunks
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.marking import Marking
+from orchestrator.repository.moves import open_compaction, open_moves
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import Partitions
-from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.relocation import parse_relocation
 from orchestrator.repository.store import ObjectInfo
 from orchestrator.repository.vault import Vault
 
 OBJECT = struct.Struct("<B32sQ")
-"""0 pack or 1 map object, reference, bytes."""
-PACK, MAP = 0, 1
+"""0 pack, 1 map object or 2 relocation record (of the pack named), reference, bytes."""
+PACK, MAP, RELOCATION = 0, 1, 2
 READERS = 8
+RELOCATED = struct.Struct("<32sIQ")
+"""Old pack, generation, seconds since 1970."""
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -44,6 +48,16 @@ class Census:
         self.vault = vault
         self.listed = Partitions(folder, "listed", OBJECT.size, 17)
         self.marking = Marking(vault, folder)
+        self.chunks = LiveChunks(folder, "chunks")
+        self.relocated = Partitions(folder, "relocated", RELOCATED.size, 16)
+        self.compacted: set[str] = set()
+        """Intents of compactions that were committed."""
+        self.unsettled: list[str] = []
+        """Those whose relocation records may not be there yet."""
+        self.promised = Partitions(folder, "promised", 32, 16)
+        """Packs that those records are going to point to."""
+        self.compactions: dict[str, list[ObjectInfo]] = {}
+        """Objects under intents of compactions that were committed."""
         self.with_objects: set[bytes] = set()
         """Intents that have packs or map objects."""
         self.points = 0
@@ -65,9 +79,10 @@ class Census:
         try:
             await self._removals()
             await self._manifests()
+            await self._compactions()
             await self._intents(now, intent_age)
             await self._relocations()
-            await self.marking.run()
+            await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner)
         except Damaged as error:
             raise SweepBlocked(error.key, error.what) from error
         except ObjectMissing as error:
@@ -132,7 +147,9 @@ class Census:
             except ValueError:
                 self.strangers += 1
                 continue
-            if intent_id in self.cancelled or intent_id in self.committed:
+            if intent_id in self.compacted:
+                await self._of_compaction(intent_id, info)
+            elif intent_id in self.cancelled or intent_id in self.committed:
                 self.folders.setdefault(intent_id, []).append(info)
             elif rest == "intent":
                 await self._live(intent_id, raw, info, now - intent_age)
@@ -148,18 +165,43 @@ class Census:
         if info.last_modified < limit:
             self.expired.append(Expired(intent_id, intent.manifest_key))
 
-    async def _relocations(self) -> None:
-        """Mark the packs that moved chunks went to: a reader of the old name gets there."""
-        prefix = self.vault.names.relocated
-        async for info in self.vault.store.list(prefix):
-            intent_id, _, random = info.key.removeprefix(prefix).partition("/")
+    async def _compactions(self) -> None:
+        """List the commits of compactions before their intents: who committed in between shows as live."""
+        async for info in self.vault.store.list(self.vault.names.compacted):
+            intent_id = info.key.removeprefix(self.vault.names.compacted)
             try:
-                relocation = await open_relocation(self.vault, ObjectRef.named(intent_id, random))
+                await open_compaction(self.vault, info.key)
+            except PointCancelled:
+                self.cancelled.add(intent_id)
+            except ObjectMissing:
+                continue
+            else:
+                self.compacted.add(intent_id)
+
+    async def _of_compaction(self, intent_id: str, info: ObjectInfo) -> None:
+        """Keep what a committed compaction is going to point to, until its relocation records say it."""
+        if info.key != self.vault.names.moves(intent_id):
+            self.compactions.setdefault(intent_id, []).append(info)
+            return
+        try:
+            promises = await open_moves(self.vault, intent_id)
+        except ObjectMissing:
+            # Settled since it was listed: the records, listed later, are all there.
+            return
+        self.unsettled.append(intent_id)
+        for target in {target for promise in promises for target in promise.targets}:
+            self.promised.add(target.to_bytes())
+
+    async def _relocations(self) -> None:
+        """List where compacted packs went. After the intents: what was settled meanwhile is here then."""
+        async for info in self.vault.store.list(self.vault.names.relocated):
+            try:
+                pack, generation = parse_relocation(self.vault, info.key)
             except ValueError:
                 self.strangers += 1
                 continue
-            for target in relocation.targets if relocation is not None else ():
-                self.marking.add_pack(target)
+            self.relocated.add(RELOCATED.pack(pack.to_bytes(), generation, int(info.last_modified.timestamp())))
+            self.listed.add(OBJECT.pack(RELOCATION, pack.to_bytes(), info.size))
 
 
 def point_of(key: str) -> str:

@@ -52,6 +52,8 @@ class Kind(IntEnum):
     SWEEP = 12
     REMOVING = 13
     VERIFIED = 14
+    COMPACTED = 15
+    MOVES = 16
 
 
 class ObjectRef(NamedTuple):
@@ -173,9 +175,26 @@ class Names:
         """Name a map object."""
         return self.maps + ref.path
 
-    def relocation(self, ref: ObjectRef) -> str:
-        """Name the record that says where a pack's chunks went."""
-        return self.relocated + ref.path
+    @property
+    def compacted(self) -> str:
+        """Return the prefix of the commits of compactions."""
+        return f"{self.prefix}compacted/"
+
+    def compaction(self, intent_id: str) -> str:
+        """Name the object that commits a compaction, or says that it was cancelled."""
+        return f"{self.compacted}{intent_folder(intent_id)}"
+
+    def moves(self, intent_id: str) -> str:
+        """Name what a compaction is going to say about the packs that it moved."""
+        return f"{self.intents}{intent_folder(intent_id)}/moves"
+
+    def relocations(self, ref: ObjectRef) -> str:
+        """Return the prefix of the records that say where a pack's chunks went; the highest generation counts."""
+        return f"{self.relocated}{ref.path}/"
+
+    def relocation(self, ref: ObjectRef, generation: int = 1) -> str:
+        """Name one generation of the record that says where a pack's chunks went."""
+        return f"{self.relocations(ref)}{generation:06d}"
 
     def lineage(self, lineage: str) -> str:
         """Return the prefix of one volume's manifests."""

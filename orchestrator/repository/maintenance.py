@@ -1,4 +1,4 @@
-"""Sweep what nothing reaches any more, without locks and without trusting a clock.
+"""Sweep what nothing reaches any more and compact what is mostly dead, without locks and without trusting a clock.
 
 Two runs delete an object: one writes it down as a candidate, a later one (after the grace time, which is for readers
 only) finds it still unreached by a mark of its own. What is unreached stays unreached, so a sweep that was stopped
@@ -9,6 +9,7 @@ of anything under a live intent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.fence import Fence
-from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, Census, Expired
+from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, RELOCATION, Census, Expired
+from orchestrator.repository.compaction import Choice, Compaction, choose, compact
 from orchestrator.repository.damage import load_damage
-from orchestrator.repository.errors import Damaged, ObjectMissing
-from orchestrator.repository.layout import Kind, ObjectRef
+from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked
+from orchestrator.repository.following import Following
+from orchestrator.repository.layout import PACK_TARGET, Kind, ObjectRef
 from orchestrator.repository.manifest import PointRef
+from orchestrator.repository.moves import open_moves, settle
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.point import cancel, remove
@@ -36,6 +40,8 @@ RUN_LIMIT = 500_000
 class _SweepDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     created: datetime
     packs: int
+    maps: int | None = None
+    """None: all that follow the packs."""
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +64,12 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     removals: tuple[str, ...]
     """Manifests whose removal was cut off."""
     tidy: tuple[str, ...]
-    """Plans and shards of committed points, intents of ended ones, sweep and damage records about nothing, in order."""
+    """Plans and shards of committed points, intents of ended ones, sweep, damage and relocation records about nothing
+    or superseded, in order."""
+    unsettled: tuple[str, ...] = ()
+    """Committed compactions whose relocation records may not all be there."""
+    compact: tuple[Choice, ...] = ()
+    """Packs under half alive."""
 
     @property
     def deletion_count(self) -> int:
@@ -76,7 +87,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.points} points and {self.live_intents} live intents reach {self.pages} pages; "
             f"delete {self.deletion_count} objects ({self.deletion_bytes} bytes) unreached for {self.grace}, "
             f"write down {self.candidate_count} ({self.candidate_bytes} bytes), {self.waiting} wait, "
-            f"end {len(self.expired)} intents, tidy {len(self.tidy)} records"
+            f"end {len(self.expired)} intents, tidy {len(self.tidy)} records, compact {len(self.compact)} packs "
+            f"({sum(choice.size for choice in self.compact)} bytes)"
         )
 
 
@@ -88,6 +100,7 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     candidates: int = 0
     cancelled_intents: int = 0
     tidied: int = 0
+    compacted: Compaction = Compaction()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -111,9 +124,18 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
         written = _Written(vault, Path(name))
         await written.load(now - grace)
         damage = await load_damage(vault)
-        found = await asyncio.to_thread(_compare, census, written, set(damage.names.values()))
+        following = Following(vault, census, Path(name))
+        try:
+            await following.take(now - grace)
+        except Damaged as error:
+            raise SweepBlocked(error.key, error.what) from error
+        except ObjectMissing as error:
+            raise SweepBlocked(error.key, "it is missing") from error
+        found = await asyncio.to_thread(_compare, census, following, written, set(damage.names.values()))
+        chosen = await asyncio.to_thread(choose, census, following, set(damage.packs))
     forgotten = [name for name, ref in damage.names.items() if ref not in found.known]
-    tidy = [*_tidy_intents(vault, census, now - grace), *written.finished(), *forgotten, *damage.broken]
+    tidy = [*_tidy_intents(vault, census, now - grace), *_tidy_compactions(vault, census), *following.superseded]
+    tidy += [*written.finished(), *forgotten, *damage.broken]
     return SweepPlan(
         now=now,
         grace=grace,
@@ -128,12 +150,20 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
         expired=tuple(census.expired),
         removals=tuple(census.removing.values()),
         tidy=tuple(tidy),
+        unsettled=tuple(census.unsettled),
+        compact=tuple(chosen),
     )
 
 
-async def sweep(vault: Vault, plan: SweepPlan, fence: Fence) -> SweepResult:
-    """Carry a plan out; may be cut off anywhere, by anything, and started again with a new plan. Raises LeaseStale."""
+async def sweep(vault: Vault, plan: SweepPlan, fence: Fence, *, pack_size: int = PACK_TARGET) -> SweepResult:
+    """Carry a plan out; may be cut off anywhere, by anything, and started again with a new plan. Raises LeaseStale.
+
+    Deletes before it compacts: a store that is nearly full has room for the new packs then.
+    """
     ended = 0
+    for intent_id in plan.unsettled:
+        with contextlib.suppress(ObjectMissing):  # settled since
+            await settle(vault, intent_id, await open_moves(vault, intent_id), fence)
     for key in plan.removals:
         await remove(vault, PointRef(key, ""), fence)
     for expired in plan.expired:
@@ -146,7 +176,7 @@ async def sweep(vault: Vault, plan: SweepPlan, fence: Fence) -> SweepResult:
     records = [OBJECT.unpack_from(plan.deletions, at) for at in range(0, len(plan.deletions), OBJECT.size)]
     for start in range(0, len(records), READERS):
         some = records[start : start + READERS]
-        await in_parallel([_delete(vault, fence, _name(vault, kind, raw)) for kind, raw, _ in some])
+        await in_parallel([_delete_object(vault, fence, kind, ObjectRef.parse(raw)) for kind, raw, _ in some])
         count, size = count + len(some), size + sum(length for _, _, length in some)
     for key in plan.tidy:
         await _delete(vault, fence, key)
@@ -157,6 +187,7 @@ async def sweep(vault: Vault, plan: SweepPlan, fence: Fence) -> SweepResult:
         candidates=plan.candidate_count,
         cancelled_intents=ended,
         tidied=len(plan.tidy),
+        compacted=await compact(vault, plan.compact, fence, now=plan.now, pack_size=pack_size),
     )
 
 
@@ -174,20 +205,23 @@ async def _delete(vault: Vault, fence: Fence, key: str) -> None:
     await vault.store.delete(key)
 
 
-def _name(vault: Vault, kind: int, raw: bytes) -> str:
-    ref = ObjectRef.parse(raw)
-    return vault.names.pack(ref) if kind == PACK else vault.names.map(ref)
+async def _delete_object(vault: Vault, fence: Fence, kind: int, ref: ObjectRef) -> None:
+    if kind != RELOCATION:
+        await _delete(vault, fence, vault.names.pack(ref) if kind == PACK else vault.names.map(ref))
+        return
+    for key in [info.key async for info in vault.store.list(vault.names.relocations(ref))]:
+        await _delete(vault, fence, key)
 
 
 async def _write_down(vault: Vault, plan: SweepPlan) -> None:
-    packs: list[bytes] = []
-    maps: list[bytes] = []
+    by_kind: dict[int, list[bytes]] = {PACK: [], MAP: [], RELOCATION: []}
     for at in range(0, len(plan.candidates), OBJECT.size):
         kind, raw, _ = OBJECT.unpack_from(plan.candidates, at)
-        (maps if kind == MAP else packs).append(raw)
+        by_kind[kind].append(raw)
     name = vault.names.sweeps + os.urandom(16).hex()
-    document = _SweepDocument(created=plan.now, packs=len(packs))
-    await vault.store.put_new(name, seal_record(vault, Kind.SWEEP, name, document, b"".join((*packs, *maps))))
+    document = _SweepDocument(created=plan.now, packs=len(by_kind[PACK]), maps=len(by_kind[MAP]))
+    tail = b"".join(raw for raws in by_kind.values() for raw in raws)
+    await vault.store.put_new(name, seal_record(vault, Kind.SWEEP, name, document, tail))
 
 
 def _tidy_intents(vault: Vault, census: Census, before: datetime) -> list[str]:
@@ -200,6 +234,19 @@ def _tidy_intents(vault: Vault, census: Census, before: datetime) -> list[str]:
         keys.extend(info.key for info in infos if info.key != own and (gone or info.last_modified < before))
         if gone and any(info.key == own for info in infos):
             keys.append(own)
+    return keys
+
+
+def _tidy_compactions(vault: Vault, census: Census) -> list[str]:
+    """Choose what may go of committed compactions: all, when none of their packs is left and all was told.
+
+    What was cancelled stays for good: without it, one that was stopped since could still commit.
+    """
+    keys: list[str] = []
+    for intent_id in census.compacted - set(census.unsettled):
+        if ObjectRef.new(intent_id).intent not in census.with_objects:
+            keys.extend(info.key for info in census.compactions.get(intent_id, ()))
+            keys.append(vault.names.compaction(intent_id))
     return keys
 
 
@@ -233,12 +280,17 @@ class _Written:
             self.remaining.append(0)
             table = self.old if info.last_modified <= before else self.young
             for position, at in enumerate(range(0, len(tail), 32)):
-                kind = PACK if position < document.packs else MAP
-                table.add(bytes((kind,)) + tail[at : at + 32] + number)
+                table.add(bytes((_kind(document, position),)) + tail[at : at + 32] + number)
 
     def finished(self) -> list[str]:
         """Return the records none of whose objects exist any more, and those that can't be read."""
         return [name for name, left in zip(self.names, self.remaining, strict=True) if not left] + self._broken
+
+
+def _kind(document: _SweepDocument, position: int) -> int:
+    if position < document.packs:
+        return PACK
+    return MAP if document.maps is None or position < document.packs + document.maps else RELOCATION
 
 
 class _Found:
@@ -262,21 +314,21 @@ class _Found:
             self.candidate_bytes += size
 
 
-def _compare(census: Census, written: _Written, damaged: set[ObjectRef]) -> _Found:
+def _compare(census: Census, following: Following, written: _Written, damaged: set[ObjectRef]) -> _Found:
     """Go through the files side by side: an object, its mark and its record all lie in files of the same number."""
     found = _Found()
     for number in range(COUNT):
-        marked = {bytes((PACK,)) + raw for raw in census.marking.packs.records(number)}
-        marked |= {bytes((MAP,)) + raw for raw in census.marking.maps.records(number)}
+        named = set(census.marking.packs.records(number))
+        marked = _reached(census, following, number, named)
         old = _numbers(written.old, number)
         young = _numbers(written.young, number)
-        for record in census.listed.records(number):
+        for record in dict.fromkeys(census.listed.records(number)):
             name, size = record[:33], OBJECT.unpack(record)[2]
             for position in (*old.get(name, ()), *young.get(name, ())):
                 written.remaining[position] += 1
             if damaged and ObjectRef.parse(name[1:]) in damaged:
                 found.known.add(ObjectRef.parse(name[1:]))
-            if name in marked or name[1:17] in census.live:
+            if name in marked or (name[0] != RELOCATION and name[1:17] in census.live):
                 continue
             if name in old:
                 found.delete(record, size)
@@ -285,8 +337,21 @@ def _compare(census: Census, written: _Written, damaged: set[ObjectRef]) -> _Fou
             else:
                 found.write_down(record, size)
         if damaged:
+            found.known |= damaged & {ObjectRef.parse(raw) for raw in named}
             found.known |= damaged & {ObjectRef.parse(name[1:]) for name in marked}
     return found
+
+
+def _reached(census: Census, following: Following, number: int, named: set[bytes]) -> set[bytes]:
+    """Return the objects of one file that must stay: what maps name, and the packs that it was moved to.
+
+    A record of where chunks went stays as long as a map names the pack that it is about.
+    """
+    packs = (named - following.gone(number)) | following.sources(number).keys()
+    packs |= set(census.promised.records(number))
+    marked = {bytes((PACK,)) + raw for raw in packs}
+    marked |= {bytes((MAP,)) + raw for raw in census.marking.maps.records(number)}
+    return marked | {bytes((RELOCATION,)) + raw for raw in named}
 
 
 def _numbers(table: Partitions, number: int) -> dict[bytes, Sequence[int]]:

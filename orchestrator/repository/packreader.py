@@ -1,6 +1,6 @@
 """Read chunks out of packs: ranges joined, each chunk opened, decompressed and checked against its id.
 
-A pack that is gone may have been compacted: its relocation record says where its chunks went, one hop at most.
+A pack that is gone may have been compacted: its newest relocation record says where its chunks went, in one hop.
 """
 
 from __future__ import annotations
@@ -49,7 +49,15 @@ class PackReader:
                 if relocation is None:
                     raise
                 self._moved[pack] = relocation
-        return await self._follow(relocation, entries)
+        try:
+            return await self._follow(relocation, entries)
+        except ObjectMissing:
+            # Read long ago: its target may have been compacted since, and a newer record says where to.
+            newer = await open_relocation(self._vault, pack)
+            if newer is None or newer.generation == relocation.generation:
+                raise
+            self._moved[pack] = newer
+            return await self._follow(newer, entries)
 
     async def read(self, entry: Entry) -> Bytes:
         """Fetch and open one chunk."""

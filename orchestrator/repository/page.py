@@ -126,6 +126,10 @@ class Leaf:
         chunk_id, word = _ENTRY.unpack_from(self._raw, self._entries + rank * _ENTRY.size)
         return _entry(chunk_id, word, self.packs)
 
+    def rows(self) -> memoryview:
+        """Return the entries as they are written: 40 bytes each, for whoever goes through many at once."""
+        return memoryview(self._raw)[self._entries :]
+
     def chunks(self) -> Iterator[tuple[int, Entry]]:
         """Yield (chunk number inside the leaf, entry), ascending."""
         bits = self._bits
@@ -203,6 +207,10 @@ class Inner:
             return []
         rows = _OVERLAY.iter_unpack(self._raw[self._first[number] : self._first[number + 1]])
         return [(index, _entry(chunk_id, word, self._packs) if word else None) for index, chunk_id, word in rows]
+
+    def rows(self) -> memoryview:
+        """Return all overlay entries as they are written: 42 bytes each, holes included."""
+        return memoryview(self._raw)[self._first[0] : self._first[-1]]
 
     def numbers(self) -> Iterable[int]:
         """Yield the children that have a page or an overlay."""

@@ -6,7 +6,7 @@ must be compared (listed against marked) always falls into the same file. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 COUNT = 64
@@ -29,6 +29,38 @@ class Partitions:
         self.count += 1
         if len(buffer) >= BUFFER:
             self._flush(number)
+
+    def add_many(self, number: int, records: bytes) -> None:
+        """Add records that all belong into one file."""
+        buffer = self._buffers[number]
+        buffer += records
+        self.count += len(records) // self._size
+        if len(buffer) >= BUFFER:
+            self._flush(number)
+
+    def blocks(self, number: int, limit: int = 4 * 1024 * 1024) -> Iterator[bytes]:
+        """Yield the records of one file, many at once."""
+        path = self._path(number)
+        if path.exists():
+            with path.open("rb") as file:
+                while block := file.read(limit // self._size * self._size):
+                    yield block
+        if self._buffers[number]:
+            yield bytes(self._buffers[number])
+
+    def length(self, number: int) -> int:
+        """Return how many bytes of records one file has."""
+        path = self._path(number)
+        return (path.stat().st_size if path.exists() else 0) + len(self._buffers[number])
+
+    def replace(self, number: int, blocks: Iterable[bytes]) -> None:
+        """Put other records in the place of one file's; `blocks` may be made from reading it."""
+        fresh = self._path(number).with_suffix(".new")
+        with fresh.open("wb") as file:
+            for block in blocks:
+                file.write(block)
+        self._buffers[number].clear()
+        fresh.replace(self._path(number))
 
     def records(self, number: int) -> Iterator[bytes]:
         """Yield the records of one file, duplicates included. Adding to it meanwhile isn't allowed."""

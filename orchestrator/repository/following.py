@@ -1,0 +1,132 @@
+"""Follow the relocation records of a census: which old packs may go, and which packs are alive because of them.
+
+An old pack may go only if a fresh mark shows that its newest record knows every chunk that is alive in it, and if every
+pack that these chunks went to is there. What must never happen here: a record believed that isn't the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.repository.census import OBJECT, PACK, READERS, RELOCATED, Census
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.liveness import LENGTH_SHIFT, SLOT_MASK, LiveChunks
+from orchestrator.repository.parallel import in_parallel
+from orchestrator.repository.partitions import COUNT, Partitions
+from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.vault import Vault
+
+if TYPE_CHECKING:
+    from orchestrator.repository.liveness import Words
+
+_SOURCE = struct.Struct("<32s32sI")
+"""Target, old pack, generation of the record that says so."""
+_AT_ONCE = 64
+SUPERSEDED_LIMIT = 100_000
+
+
+class Following:
+    """What the records of one census say. `take` first."""
+
+    def __init__(self, vault: Vault, census: Census, folder: Path) -> None:
+        self._vault, self._census = vault, census
+        self._sources = Partitions(folder, "sources", _SOURCE.size, 16)
+        self._gone = Partitions(folder, "gone", 32, 16)
+        self._kept = Partitions(folder, "kept", 32, 16)
+        self.moved = LiveChunks(folder, "moved")
+        """Live chunks, by the pack that they are in now."""
+        self.superseded: list[str] = []
+        """Records that a newer generation has taken the place of, for longer than the grace time."""
+
+    async def take(self, before: datetime) -> None:
+        """Open the newest record of every old pack that a map names; Damaged, ObjectMissing."""
+        for number in range(COUNT):
+            newest = await asyncio.to_thread(self._newest, number, before.timestamp())
+            if not newest:
+                continue
+            waiting: list[tuple[ObjectRef, Words]] = []
+            for key, places in self._census.chunks.packs(number):
+                waiting.extend((pack, places) for pack in newest.get(key, ()))
+                if len(waiting) >= _AT_ONCE:
+                    await self._follow(waiting)
+                    waiting = []
+            await self._follow(waiting)
+        await asyncio.to_thread(self._check_targets)
+
+    def _newest(self, number: int, before: float) -> dict[bytes, list[ObjectRef]]:
+        """Return old packs with a record that maps name, by the first bytes of their random part."""
+        generations: dict[bytes, dict[int, int]] = {}
+        for record in self._census.relocated.records(number):
+            raw, generation, modified = RELOCATED.unpack(record)
+            generations.setdefault(raw, {})[generation] = modified
+        if not generations:
+            return {}
+        named = {raw for raw in self._census.marking.packs.records(number) if raw in generations}
+        found: dict[bytes, list[ObjectRef]] = {}
+        for raw in named:
+            pack, seen = ObjectRef.parse(raw), generations[raw]
+            found.setdefault(pack.random[:8], []).append(pack)
+            newest = max(seen)
+            if len(seen) > 1 and seen[newest] < before and len(self.superseded) < SUPERSEDED_LIMIT:
+                self.superseded += [self._vault.names.relocation(pack, old) for old in seen if old != newest]
+        return found
+
+    async def _follow(self, some: list[tuple[ObjectRef, Words]]) -> None:
+        limit = asyncio.Semaphore(READERS)
+
+        async def one(pack: ObjectRef, places: Words) -> None:
+            async with limit:
+                # By a new listing: a newer generation than this census listed may count by now.
+                found = await open_relocation(self._vault, pack)
+            if found is None:
+                return
+            covered, targets = True, set[ObjectRef]()
+            for place in places.tolist():
+                to = found.moves.get(place & SLOT_MASK)
+                if to is None:
+                    covered = False
+                    continue
+                targets.add(to[0])
+                self.moved.add(to[0], to[1] | place >> LENGTH_SHIFT << LENGTH_SHIFT)
+            for target in targets:
+                self._sources.add(_SOURCE.pack(target.to_bytes(), pack.to_bytes(), found.generation))
+            if covered:
+                self._gone.add(pack.to_bytes())
+
+        await in_parallel([one(pack, places) for pack, places in some])
+
+    def _check_targets(self) -> None:
+        """Keep an old pack if one of those that its chunks went to isn't there (as far as this census saw)."""
+        for number in range(COUNT):
+            sources = self.sources(number)
+            if not sources:
+                continue
+            listed = {r[1:33] for r in self._census.listed.records(number) if r[0] == PACK}
+            for target, olds in sources.items():
+                if target not in listed:
+                    for old, _ in olds:
+                        self._kept.add(old.to_bytes())
+
+    def sources(self, number: int) -> dict[bytes, list[tuple[ObjectRef, int]]]:
+        """Return for packs of one file that records point to: the old packs, and their records' generation."""
+        found: dict[bytes, list[tuple[ObjectRef, int]]] = {}
+        for record in self._sources.records(number):
+            target, old, generation = _SOURCE.unpack(record)
+            found.setdefault(target, []).append((ObjectRef.parse(old), generation))
+        return found
+
+    def gone(self, number: int) -> set[bytes]:
+        """Return the packs of one file that no reader needs: all that is alive in them is elsewhere."""
+        return set(self._gone.records(number)) - set(self._kept.records(number))
+
+    def sizes(self, number: int) -> Iterator[tuple[bytes, int]]:
+        """Yield (reference, bytes) of the packs of one file."""
+        for record in self._census.listed.records(number):
+            kind, raw, size = OBJECT.unpack(record)
+            if kind == PACK:
+                yield raw, size

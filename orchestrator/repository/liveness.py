@@ -1,0 +1,126 @@
+"""Which chunks of which packs are alive: (pack, slot) of every distinct map entry, in files on disk.
+
+A large repository has more entries than memory holds, so they lie in files by pack as 16 bytes each: the first 8 of
+the pack's random bits, and slot, sealed length and codec. Should two packs ever share those 8 bytes, each counts as
+holding the other's chunks: more is alive then, never less. numpy is imported here only when a mark runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.pack import LENGTH_MASK
+from orchestrator.repository.page import Inner, Leaf, Ref
+from orchestrator.repository.partitions import COUNT, Partitions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Words = NDArray[np.uint64]
+
+RECORD = 16
+LENGTH_SHIFT = 24
+SLOT_MASK = (1 << 24) - 1
+FOLD_BYTES = 8 * 1024 * 1024
+"""A file is rid of its duplicates when it has grown by so much, and by half."""
+SLICE_BYTES = 16 * 1024 * 1024
+"""So much of a file is sorted at once."""
+
+
+def place(slot: int, length: int, codec: int = 0) -> int:
+    """Return the second half of a record."""
+    return slot | (length | codec << 22) << LENGTH_SHIFT
+
+
+def slot_of(place_: int) -> int:
+    """Return the slot of a record's second half."""
+    return place_ & SLOT_MASK
+
+
+def length_of(place_: int) -> int:
+    """Return the sealed length of a record's second half."""
+    return place_ >> LENGTH_SHIFT & LENGTH_MASK
+
+
+class LiveChunks:
+    """Collects entries from pages (`leaf` and `inner` are what a mark calls), or one by one; then read by file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._files = Partitions(folder, name, RECORD, 0)
+        self._folded = [0] * COUNT
+
+    def leaf(self, _: Ref, page: Leaf) -> None:
+        """Add a leaf's entries."""
+        self._take(page.rows(), [("id", "V32"), ("word", "<u8")], page.packs)
+
+    def inner(self, _: Ref, page: Inner) -> None:
+        """Add the overlay entries of an inner page of level 1."""
+        if page.level == 1:
+            self._take(page.rows(), [("index", "<u2"), ("id", "V32"), ("word", "<u8")], page.packs)
+
+    def add(self, pack: ObjectRef, place_: int) -> None:
+        """Add one chunk."""
+        self._files.add(pack.random[:8] + place_.to_bytes(8, "little"))
+
+    def _take(self, rows: memoryview, columns: list[tuple[str, str]], packs: list[ObjectRef]) -> None:
+        import numpy as np
+
+        words = np.frombuffer(rows, dtype=np.dtype(columns))["word"]
+        words = words[words != 0]  # a hole in an overlay
+        if not len(words):
+            return
+        keys = np.frombuffer(b"".join(pack.random[:8] for pack in packs), dtype="<u8")
+        numbers = words & 0xFFFF
+        if int(numbers.max()) >= len(keys):
+            raise ValueError("an entry names a pack that isn't in the page's table")
+        records = np.empty((len(words), 2), dtype="<u8")
+        records[:, 0] = keys[numbers]
+        records[:, 1] = words >> np.uint64(16)
+        file = (records[:, 0] & np.uint64(0xFF)) % np.uint64(COUNT)
+        order = np.argsort(file, kind="stable")
+        bounds = np.searchsorted(file[order], np.arange(COUNT + 1))
+        for number in np.unique(file).tolist():
+            self._files.add_many(number, records[order[bounds[number] : bounds[number + 1]]].tobytes())
+            self._fold(number)
+
+    def _fold(self, number: int) -> None:
+        """Drop duplicates when a file has grown a lot: every point's inner pages repeat what the last one's say."""
+        length = self._files.length(number)
+        if length - self._folded[number] < max(FOLD_BYTES, self._folded[number] // 2):
+            return
+        self._files.replace(number, (records.tobytes() for records in self._slices(number)))
+        self._folded[number] = self._files.length(number)
+
+    def _slices(self, number: int) -> Iterator[Words]:
+        """Yield the distinct records of one file, shape (n, 2), sorted, all of one pack in one slice."""
+        import numpy as np
+
+        parts = max(1, -(-self._files.length(number) // SLICE_BYTES))
+        for part in range(parts):
+            some = []
+            for block in self._files.blocks(number):
+                records = np.frombuffer(block, dtype="<u8").reshape(-1, 2)
+                # By bits that don't choose the file.
+                some.append(records[(records[:, 0] >> np.uint64(8)) % np.uint64(parts) == part])
+            records = np.concatenate(some) if some else np.empty((0, 2), dtype="<u8")
+            records = records[np.lexsort((records[:, 1], records[:, 0]))]
+            if len(records):
+                fresh = np.ones(len(records), dtype=bool)
+                fresh[1:] = (records[1:] != records[:-1]).any(axis=1)
+                records = records[fresh]
+            yield records
+
+    def packs(self, number: int) -> Iterator[tuple[bytes, Words]]:
+        """Yield (first 8 random bytes of the pack, its places) for every pack of one file, each once."""
+        import numpy as np
+
+        for records in self._slices(number):
+            if not len(records):
+                continue
+            starts = np.flatnonzero(np.r_[True, records[1:, 0] != records[:-1, 0]])
+            for first, stop in zip(starts, [*starts[1:], len(records)], strict=True):
+                yield records[first, 0].tobytes(), records[first:stop, 1]
