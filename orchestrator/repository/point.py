@@ -13,6 +13,7 @@ import time
 
 import msgspec
 
+from orchestrator import __version__
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import MESSAGE_LIMIT
 from orchestrator.fence import Fence
@@ -49,13 +50,7 @@ from orchestrator.repository.vault import Vault
 
 def writer_version() -> str:
     """Return name and version of this program, for manifests."""
-    # Imported here: it costs a mover's start, and only the one that commits needs it.
-    import importlib.metadata
-
-    try:
-        return f"tidemark {importlib.metadata.version('tidemark')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "tidemark"
+    return f"tidemark {__version__}"
 
 
 async def commit(vault: Vault, intent_id: str, *, clock: Clock | None = None) -> PointRef:
