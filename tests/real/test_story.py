@@ -94,7 +94,11 @@ async def images(world: RealWorld) -> AsyncIterator[dict[str, Path]]:
         found[claim] = await world.claim(claim, SHOP, size=SIZE, storageClassName="sandbox-wffc")
         write(found[claim], 0, random.Random(number).randbytes(6 << 20))
     write(found["now"], 1 << 20, random.Random(9).randbytes(6 << 20))
-    spec = {"repository": REPOSITORY, "volumes": {"matchLabels": {}}, "options": {"bandwidthLimit": "64Mi"}}
+    spec = {
+        "repository": REPOSITORY,
+        "volumes": {"names": ["now", "east", "west"]},
+        "options": {"bandwidthLimit": "64Mi"},
+    }
     await world.apply(BackupPolicy, "all", SHOP, spec)
     yield found
     await remove_namespace(world, SHOP)
@@ -145,7 +149,11 @@ async def test_a_restored_volume_of_a_zone_comes_back_whole(world: RealWorld, im
 
 async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, images: dict[str, Path]) -> None:
     """kill -9 of both in mid-copy: the next ones carry on, the points are whole and nothing is left behind."""
-    slow = {"repository": REPOSITORY, "volumes": {"matchLabels": {}}, "options": {"bandwidthLimit": "2Mi"}}
+    slow = {
+        "repository": REPOSITORY,
+        "volumes": {"names": ["now", "east", "west"]},
+        "options": {"bandwidthLimit": "2Mi"},
+    }
     await world.apply(BackupPolicy, "all", SHOP, slow)
     for number, image in enumerate(images.values()):
         write(image, 0, random.Random(100 + number).randbytes(6 << 20))
