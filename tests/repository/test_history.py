@@ -20,7 +20,7 @@ from orchestrator.repository.store import open_store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
 from tests.repository.engine import announce, copy, new_vault, point_record, restore
-from tests.repository.faults import Fault, FaultyStore, ProcessDied
+from tests.repository.faults import DEATHS, HONEST, Fault, FaultyStore, ProcessDied
 
 HISTORIES = int(os.environ.get("TIDEMARK_HISTORIES", "25"))
 """More on demand: TIDEMARK_HISTORIES=5000 pytest tests/repository/test_history.py"""
@@ -32,12 +32,10 @@ _backup = st.tuples(
     st.integers(0, 2**32),
     st.sampled_from([0, 0, 0, 1, 700]),
     st.sampled_from([1, 1, 3]),
-    st.one_of(st.none(), st.tuples(st.integers(0, 25), st.sampled_from(list(Fault)[:2] + list(Fault)[4:]))),
+    st.one_of(st.none(), st.tuples(st.integers(0, 25), st.sampled_from(HONEST))),
 )
 _remove = st.tuples(st.just("remove"), st.integers(0, 100))
-_maintain = st.tuples(
-    st.just("maintain"), st.one_of(st.none(), st.tuples(st.integers(0, 25), st.sampled_from(list(Fault)[4:])))
-)
+_maintain = st.tuples(st.just("maintain"), st.one_of(st.none(), st.tuples(st.integers(0, 25), st.sampled_from(DEATHS))))
 _days = st.tuples(st.just("days"), st.sampled_from([1, 3, 9]))
 
 
