@@ -102,7 +102,12 @@ class BackupController(Controller[Backup]):
     def _gather(self, backup: Backup) -> BackupSeen:
         caches, namespace = self.context.caches, backup.namespace
         points = caches.of(RecoveryPoint)
-        own = {name: p for name in backup.status.points if (p := points.get(name, namespace)) is not None}
+        # By name and label: a stranger's point under the name of one of ours is not the run's.
+        own = {
+            name: p
+            for name in backup.status.points
+            if (p := points.get(name, namespace)) is not None and p.metadata.labels.get(LABEL_BACKUP_UID) == backup.uid
+        }
         policy = caches.of(BackupPolicy).get(backup.spec.policy, namespace) if backup.spec.policy else None
         home = caches.of(Namespace).get(namespace)
         seen = BackupSeen(

@@ -346,6 +346,8 @@ def _follow_children(seen: RestoreSeen, *, stop: bool) -> Step:
     if not status.children:
         if stop:
             return Finish(RestorePhase.CANCELLED, "Cancelled", "Stopped on request.")
+        if status.reason:
+            return Finish(RestorePhase.FAILED, status.reason, status.message)
         return Resolve()
     absent = [n for n in status.children if n not in seen.children]
     running = [n for n, c in seen.children.items() if c.status.phase not in FINAL]
@@ -356,10 +358,13 @@ def _follow_children(seen: RestoreSeen, *, stop: bool) -> Step:
         if running:
             return Follow()
         return Finish(RestorePhase.CANCELLED, "Cancelled", "Stopped on request; finished volumes stay.")
-    if absent:
+    if absent and not status.reason:
         return CreateChildren()
     if running:
         return Follow()
+    if status.reason:
+        # No later pass can mend it: a child's name is taken, or the Backup's points went meanwhile.
+        return Finish(RestorePhase.FAILED, status.reason, status.message)
     failed = sorted(
         (c for c in seen.children.values() if c.status.phase is not RestorePhase.COMPLETED), key=lambda c: c.name
     )

@@ -140,3 +140,16 @@ async def test_the_counters_of_what_is_deleted_go_with_it(at: Desk) -> None:
     assert counted(at, "failed", policy="") == 1
     await at.remove(Namespace, NAMESPACE)
     assert counted(at, "failed", policy="") is None
+
+
+async def test_a_strangers_point_under_the_name_of_ours_is_not_counted_as_ours(at: Desk) -> None:
+    """Else a point of whatever volume would make the run look good."""
+    controller, name = await started(at)
+    spec = {"pvcName": "other", "pvcUid": "uid-other"}
+    await at.put(RecoveryPoint, name, spec=spec, status={"phase": "Completed"})
+    with pytest.raises(NameTaken) as error:
+        await controller.reconcile(KEY)
+    await controller.record_error(KEY, error.value)
+    run = await at.known(Backup, "run")
+    assert (run.status.phase, run.status.reason, run.status.completed) == (BackupPhase.FAILED, "NameTaken", 0)
+    assert (await at.known(RecoveryPoint, name)).spec.pvc_name == "other"

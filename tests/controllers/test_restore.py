@@ -14,11 +14,15 @@ from orchestrator.api.foreign.core import Job, Namespace, PersistentVolume, Pers
 from orchestrator.api.meta import condition
 from orchestrator.api.mover import MoverOutcome
 from orchestrator.api.tidemark.fields import FINALIZER, LABEL_MANAGED_BY, LABEL_RESTORE_UID, MANAGED_BY
+from orchestrator.api.tidemark.recovery_point import RecoveryPoint
 from orchestrator.api.tidemark.restore import Restore, RestorePhase
 from orchestrator.controllers.restore import RestoreController
+from orchestrator.controllers.restore.resolve import PointNotFound
 from orchestrator.errors import Retryable
 from orchestrator.kube.errors import Conflict
 from orchestrator.volumes.job import CONTAINER
+from orchestrator.volumes.ownership import NameTaken
+from policies.naming import object_name
 from tests.controllers.desk import NAMESPACE, SYSTEM, Desk, desk
 
 KEY = (NAMESPACE, "back")
@@ -157,14 +161,56 @@ async def test_a_restore_that_waits_for_a_slot_is_shown(at: Desk) -> None:
     assert at.metric("tidemark_slots_waiting", task="backup") == 0
 
 
+async def whole(at: Desk, **status: Any) -> Restore:
+    """Make the restore of a whole Backup."""
+    body = {"spec": {"source": {"backup": "b"}}, "status": status}
+    return await at.put(Restore, "back", metadata={"finalizers": [FINALIZER]}, **body)
+
+
 async def test_a_whole_backups_restore_ends_with_the_count_of_all_its_volumes(at: Desk) -> None:
+    started = {"phase": "Filling", "startTime": at.clock.now().isoformat()}
+    made = await whole(at, **started, children=["db-1", "files-1"], progress="1/2")
     for name in ("db-1", "files-1"):
-        await at.put(Restore, name, spec={"source": {"point": name}}, status={"phase": "Completed"})
-    status = {"phase": "Filling", "startTime": at.clock.now().isoformat(), "children": ["db-1", "files-1"]}
-    told = {**status, "progress": "1/2"}
-    await at.put(Restore, "back", metadata={"finalizers": [FINALIZER]}, spec={"source": {"backup": "b"}}, status=told)
+        labels = {"labels": {LABEL_RESTORE_UID: made.uid}}
+        spec = {"source": {"point": name}}
+        await at.put(Restore, name, metadata=labels, spec=spec, status={"phase": "Completed"})
 
     await passes(RestoreController(at.context))
 
     ended = await at.known(Restore, "back")
     assert (ended.status.phase, ended.status.progress) == (RestorePhase.COMPLETED, "2/2")
+
+
+async def test_a_strangers_restore_under_a_childs_name_is_not_counted_as_ours(at: Desk) -> None:
+    """Else somebody's own restore would stand for a volume that was never restored."""
+    spec = {"pvcName": "db", "pvcUid": "u", "backup": "b"}
+    await at.backup("b", policy="p")
+    point = await at.put(RecoveryPoint, "db-point", spec=spec, status={"phase": "Completed"})
+    made = await whole(at)
+    name = object_name("db", made.uid, point.uid)
+    await at.put(Restore, name, spec={"source": {"point": "other"}}, status={"phase": "Completed"})
+    controller = RestoreController(at.context)
+    with pytest.raises(NameTaken) as error:
+        await controller.reconcile(KEY)
+    await controller.record_error(KEY, error.value)
+
+    await passes(controller)
+
+    ended = await at.known(Restore, "back")
+    assert (ended.status.phase, ended.status.reason) == (RestorePhase.FAILED, "NameTaken")
+    assert name in ended.status.message
+    assert (await at.known(Restore, name)).spec.source.point == "other"
+
+
+async def test_the_restore_of_a_backup_that_is_not_there_fails(at: Desk) -> None:
+    await whole(at)
+    controller = RestoreController(at.context)
+    with pytest.raises(PointNotFound) as error:
+        await controller.reconcile(KEY)
+    await controller.record_error(KEY, error.value)
+
+    await passes(controller)
+
+    ended = await at.known(Restore, "back")
+    assert (ended.status.phase, ended.status.reason) == (RestorePhase.FAILED, "PointNotFound")
+    assert ended.metadata.finalizers == ()

@@ -96,8 +96,12 @@ class RestoreController(Controller[Restore]):
                 attached = any(a.spec.source.persistent_volume_name == prime_volume.name for a in attachments)
             if status.saved_volume:
                 new_volume = await client.find(PersistentVolume, name)
+        # By name and label: a stranger's Restore under a child's name is not ours.
         children = {
-            name: child for name in status.children if (child := self.cache.get(name, restore.namespace)) is not None
+            name: child
+            for name in status.children
+            if (child := self.cache.get(name, restore.namespace)) is not None
+            and child.metadata.labels.get(LABEL_RESTORE_UID) == restore.uid
         }
         return RestoreSeen(
             restore=restore,

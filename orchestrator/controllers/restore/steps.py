@@ -300,8 +300,9 @@ class Steps:
         await self._context.client.merge_patch(PersistentVolume, volume.name, "", body)
 
     async def create_children(self) -> None:
-        """Make one Restore per volume of the Backup."""
+        """Make one Restore per volume of the Backup. Raises NameTaken, after all whose names are free."""
         restore, target = self._restore, self._restore.spec.target
+        taken: NameTaken | None = None
         for point in child_points(self._context, restore):
             child = Restore(
                 metadata=ObjectMeta(
@@ -320,7 +321,10 @@ class Steps:
             except AlreadyExists as error:
                 there = await self._context.client.get(Restore, child.name, restore.namespace)
                 if there.metadata.labels.get(LABEL_RESTORE_UID) != restore.uid:
-                    raise NameTaken("Restore", restore.namespace, child.name) from error
+                    taken = NameTaken("Restore", restore.namespace, child.name)
+                    taken.__cause__ = error
+        if taken is not None:
+            raise taken
 
     async def cancel_children(self, names: tuple[str, ...]) -> None:
         """Ask the children to stop."""
