@@ -46,6 +46,8 @@ class Following:
     async def take(self, before: datetime) -> None:
         """Open the newest record of every old pack that a map names; Damaged, ObjectMissing."""
         for number in range(COUNT):
+            if not self._census.relocated.length(number):
+                continue
             newest = await asyncio.to_thread(self._newest, number, before.timestamp())
             if not newest:
                 continue

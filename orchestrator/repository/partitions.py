@@ -19,6 +19,8 @@ class Partitions:
     def __init__(self, folder: Path, name: str, size: int, key: int) -> None:
         self._folder, self._name, self._size, self._key = folder, name, size, key
         self._buffers = [bytearray() for _ in range(COUNT)]
+        self._flushed: set[int] = set()
+        """Files that exist: a small set touches no disk."""
         self.count = 0
 
     def add(self, record: bytes) -> None:
@@ -40,9 +42,8 @@ class Partitions:
 
     def blocks(self, number: int, limit: int = 4 * 1024 * 1024) -> Iterator[bytes]:
         """Yield the records of one file, many at once."""
-        path = self._path(number)
-        if path.exists():
-            with path.open("rb") as file:
+        if number in self._flushed:
+            with self._path(number).open("rb") as file:
                 while block := file.read(limit // self._size * self._size):
                     yield block
         if self._buffers[number]:
@@ -50,8 +51,8 @@ class Partitions:
 
     def length(self, number: int) -> int:
         """Return how many bytes of records one file has."""
-        path = self._path(number)
-        return (path.stat().st_size if path.exists() else 0) + len(self._buffers[number])
+        on_disk = self._path(number).stat().st_size if number in self._flushed else 0
+        return on_disk + len(self._buffers[number])
 
     def replace(self, number: int, blocks: Iterable[bytes]) -> None:
         """Put other records in the place of one file's; `blocks` may be made from reading it."""
@@ -61,12 +62,12 @@ class Partitions:
                 file.write(block)
         self._buffers[number].clear()
         fresh.replace(self._path(number))
+        self._flushed.add(number)
 
     def records(self, number: int) -> Iterator[bytes]:
         """Yield the records of one file, duplicates included. Adding to it meanwhile isn't allowed."""
-        path = self._path(number)
-        if path.exists():
-            with path.open("rb") as file:
+        if number in self._flushed:
+            with self._path(number).open("rb") as file:
                 while block := file.read(self._size * 4096):
                     yield from (block[at : at + self._size] for at in range(0, len(block), self._size))
         buffer = bytes(self._buffers[number])
@@ -75,7 +76,9 @@ class Partitions:
     def drop(self, number: int) -> None:
         """Forget the records of one file."""
         self._buffers[number].clear()
-        self._path(number).unlink(missing_ok=True)
+        if number in self._flushed:
+            self._flushed.remove(number)
+            self._path(number).unlink(missing_ok=True)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._name}-{number:02d}"
@@ -83,4 +86,5 @@ class Partitions:
     def _flush(self, number: int) -> None:
         with self._path(number).open("ab") as file:
             file.write(self._buffers[number])
+        self._flushed.add(number)
         self._buffers[number].clear()
