@@ -43,6 +43,8 @@ class MoverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     readers: int = 4
     bandwidth_limit: int | None = None
     """Bytes per second read from the volume (backup) or written to it (restore); None: unlimited."""
+    iops_limit: int | None = None
+    """Reads (backup) or writes (restore) of at most 256 KiB per second; None: unlimited."""
     manifest_key: str = ""
     """Restore: the point's manifest."""
     manifest_digest: str = ""

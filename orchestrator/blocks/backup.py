@@ -59,7 +59,9 @@ class CopyOptions:
 
     readers: int = 4
     bandwidth_limit: int | None = None
-    """Bytes per second read from the volume."""
+    """Bytes per second read from the volume; the pods of a point in several shards share it."""
+    iops_limit: int | None = None
+    """Reads of at most 256 KiB per second, shared likewise."""
     equal_chunks: bool = True
     """Store equal chunks of the point once."""
     pack_bytes: int = PACK_TARGET
@@ -208,7 +210,11 @@ class _Copier:
             source=source,
             chunk_size=record.chunk_size,
             keys=vault.keys,
-            throttle=Throttle(options.bandwidth_limit, wait=self._crew.pause),
+            throttle=Throttle(
+                options.bandwidth_limit and options.bandwidth_limit / plan.shards,
+                options.iops_limit and options.iops_limit / plan.shards,
+                wait=self._crew.pause,
+            ),
             equal=EqualChunks(planned[0], self._recall) if options.equal_chunks else None,
             packs=self._packs,
             todo=Channel(self._crew, window),

@@ -41,6 +41,8 @@ class RestoreOptions:
     writers: int = 4
     bandwidth_limit: int | None = None
     """Bytes per second written to the target."""
+    iops_limit: int | None = None
+    """Writes of at most 256 KiB per second."""
 
 
 Group = dict[Entry, list[int]]
@@ -82,7 +84,7 @@ class _Writing:
         self._tally = tallies.new()
         self._crew = Crew("the restore")
         self._todo: Channel[Group] = Channel(self._crew, 1)
-        self._throttle = Throttle(options.bandwidth_limit, wait=self._crew.pause)
+        self._throttle = Throttle(options.bandwidth_limit, options.iops_limit, wait=self._crew.pause)
         self._vault = vault
         self._group_bytes = min(GROUP_BYTES, FETCH_BYTES // options.writers)
         self._crew.add("feeder", self._feed)

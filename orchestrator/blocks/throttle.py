@@ -1,6 +1,6 @@
-"""Bandwidth limits that hold.
+"""Limits of bandwidth and of operations that hold.
 
-One bucket is shared by all readers (or writers) of a mover. It must never sleep past a request to stop.
+One throttle is shared by all readers (or writers) of a mover. It must never sleep past a request to stop.
 """
 
 from __future__ import annotations
@@ -12,38 +12,48 @@ from collections.abc import Callable
 BURST_S = 0.25
 """Seconds of unused allowance that may be saved up: enough to ride over one slow read, little enough that a limit
 holds within a few percent over any 10 s."""
+OPERATION_BYTES = 256 * 1024
+"""One operation moves at most so much: a longer one counts as several, as storage systems and clouds count them."""
+
+
+def operations_of(size: int) -> int:
+    """Return as how many operations one read or write of `size` bytes in a row counts."""
+    return -(-size // OPERATION_BYTES)
 
 
 class Throttle:
-    """A token bucket over bytes; thread safe. Without a rate it allows everything."""
+    """Token buckets over bytes and over operations; thread safe. Without a rate it allows everything."""
 
     def __init__(
         self,
-        bytes_per_s: int | None,
+        bytes_per_s: float | None,
+        operations_per_s: float | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """Limit to `bytes_per_s`. `wait(seconds)` sleeps; give an Event's `wait` so that a stop ends the sleep."""
-        if bytes_per_s is not None and bytes_per_s <= 0:
-            raise ValueError(f"a bandwidth limit of {bytes_per_s} bytes/s would never finish")
-        self._rate = bytes_per_s
+        """Limit to either rate, or both. `wait(seconds)` sleeps; give an Event's `wait` so that a stop ends it."""
+        for rate, unit in ((bytes_per_s, "bytes/s"), (operations_per_s, "operations/s")):
+            if rate is not None and rate <= 0:
+                raise ValueError(f"a limit of {rate} {unit} would never finish")
+        self._rates = bytes_per_s, operations_per_s
         self._clock = clock
         self._wait = wait or time.sleep
         self._lock = threading.Lock()
-        self._free_at = clock()
+        self._free_at = [clock(), clock()]
 
     def take(self, size: int) -> float:
-        """Wait until `size` more bytes may pass; return the seconds waited for."""
-        if self._rate is None or size <= 0:
+        """Wait until one read or write of `size` more bytes in a row may pass; return the seconds waited for."""
+        if self._rates == (None, None) or size <= 0:
             return 0.0
         with self._lock:
-            now = self._clock()
-            self._free_at = max(self._free_at, now - BURST_S)
-            start = self._free_at
-            self._free_at += size / self._rate
-        pause = start - now
-        if pause <= 0:
+            now = start = self._clock()
+            for at, (rate, amount) in enumerate(zip(self._rates, (size, operations_of(size)), strict=True)):
+                if rate is not None:
+                    free_at = max(self._free_at[at], now - BURST_S)
+                    start = max(start, free_at)
+                    self._free_at[at] = free_at + amount / rate
+        if start <= now:
             return 0.0
-        self._wait(pause)
-        return pause
+        self._wait(start - now)
+        return start - now

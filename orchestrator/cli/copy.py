@@ -48,6 +48,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--chunk-size", type=str.upper, choices=CHUNK_SIZES, help="only for a volume's first point (default: 256K)")
     add("--readers", metavar="N", type=_at_least_one, default=4, help="threads (default: 4)")
     add("--limit", metavar="BYTES", type=_at_least_one, help="read at most so much per second")
+    add("--iops-limit", metavar="N", type=_at_least_one, help="reads per second, of at most 256 KiB each")
     return rules
 
 
@@ -93,7 +94,9 @@ async def _copy(given: argparse.Namespace) -> dict[str, Any]:
                     base=given.base,
                     extents=lines,
                     chunk_size=CHUNK_SIZES[given.chunk_size] if given.chunk_size else None,
-                    options=CopyOptions(readers=given.readers, bandwidth_limit=given.limit),
+                    options=CopyOptions(
+                        readers=given.readers, bandwidth_limit=given.limit, iops_limit=given.iops_limit
+                    ),
                     tallies=tallies,
                 )
             seconds = time.perf_counter() - started

@@ -72,4 +72,6 @@ def read_config(arguments: Arguments) -> MoverConfig:
         raise MoverConfigBad(f"{arguments.config}: {config.readers} readers; 1 to 64 are possible")
     if config.bandwidth_limit is not None and config.bandwidth_limit <= 0:
         raise MoverConfigBad(f"{arguments.config}: a bandwidth limit of {config.bandwidth_limit} would never finish")
+    if config.iops_limit is not None and config.iops_limit <= 0:
+        raise MoverConfigBad(f"{arguments.config}: a limit of {config.iops_limit} operations would never finish")
     return config

@@ -23,7 +23,7 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         return Progress(stage=stage, done=total.done, total=tallies.total_bytes, read=total.read, uploaded=total.stored)
 
     reporter.watch(look)
-    options = CopyOptions(readers=config.readers, bandwidth_limit=config.bandwidth_limit)
+    options = CopyOptions(readers=config.readers, bandwidth_limit=config.bandwidth_limit, iops_limit=config.iops_limit)
     async with opened_vault(config) as vault:
         ended = await backup(
             vault, arguments.point, arguments.device, shard=arguments.shard, options=options, tallies=tallies

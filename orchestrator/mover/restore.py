@@ -31,7 +31,9 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         reporter.watch(look_writing)
         device = arguments.device
         with await asyncio.to_thread(Target.open, device, size, known_zero=config.target_known_zero) as target:
-            options = RestoreOptions(writers=config.readers, bandwidth_limit=config.bandwidth_limit)
+            options = RestoreOptions(
+                writers=config.readers, bandwidth_limit=config.bandwidth_limit, iops_limit=config.iops_limit
+            )
             total = await write_point(vault, manifest, target, options, writing)
         sha256 = ""
         if config.read_back or config.sha256:

@@ -101,6 +101,7 @@ async def test_a_mover_imports_nothing_that_only_others_need(
         (lambda config: config.update(version=2), "version"),
         (lambda config: config.update(surprise=1), "unknown field `surprise`"),
         (lambda config: config.update(bandwidthLimit=0), "would never finish"),
+        (lambda config: config.update(iopsLimit=0), "would never finish"),
         (lambda config: config.update(readers=0), "0 readers"),
     ],
 )

@@ -84,6 +84,10 @@ class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     ] = None
     parallelism: Annotated[int, Meta(ge=1, le=64, description="Readers inside one mover.")] = 4
     bandwidth_limit: Annotated[Quantity | None, Meta(description="Bytes per second read by one mover.")] = None
+    iops_limit: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(description="Reads per second by one mover; a read of more than 256 KiB in a row counts as several."),
+    ] = None
     full_every: Annotated[
         Duration | None, Meta(description="Read the whole volume at least this often, whatever the driver reports.")
     ] = None

@@ -76,6 +76,7 @@ async def start_mover(work: Work, attempt: int) -> None:
             point=work.point.uid,
             readers=options.parallelism,
             bandwidth_limit=limit,
+            iops_limit=options.iops_limit,
         )
     wanted = jobs.MoverJob(
         name=work.name,
