@@ -74,7 +74,9 @@ def _point(point: RecoveryPoint) -> PointRow:
 
 def _repository(repository: BackupRepository) -> RepositoryRow:
     status = repository.status
-    ready = condition(status.conditions, "Ready")
+    ready, verified = condition(status.conditions, "Ready"), condition(status.conditions, "Verified")
+    unwell = [c.message for c in (ready, verified) if c is not None and c.status != "True"]
+    seen = status.verification
     return RepositoryRow(
         name=repository.name,
         url=repository.spec.url,
@@ -83,5 +85,7 @@ def _repository(repository: BackupRepository) -> RepositoryRow:
         size=status.usage.size if status.usage else "",
         last_checked=status.last_checked,
         last_maintenance=status.last_maintenance,
-        message=ready.message if ready and ready.status != "True" else "",
+        last_verified=status.last_verified,
+        hurt=seen.damaged_points + seen.missing_points if seen is not None else 0,
+        message=" ".join(unwell),
     )

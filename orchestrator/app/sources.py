@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from orchestrator.clock import Clock
 from orchestrator.controllers import rpo
 from orchestrator.controllers.base import Controller
 from orchestrator.controllers.slots import restore_waits
-from orchestrator.decisions.backup_repository import plan_of
+from orchestrator.decisions.backup_repository import maintenance_overdue, verification_overdue
 from orchestrator.kube.cache import Caches
 from orchestrator.observe.state import (
     MoverSample,
@@ -27,9 +26,6 @@ from orchestrator.observe.state import (
     SnapshotSample,
     Sources,
 )
-from policies.schedule import due_slots
-
-OVERDUE_SLOTS = 2
 
 
 def sources(caches: Caches, clock: Clock, controllers: Callable[[], Sequence[Controller[Any]]]) -> Sources:
@@ -68,7 +64,7 @@ def repositories(caches: Caches, clock: Clock) -> Iterable[RepositorySample]:
     now = clock.now()
     for repository in caches.of(BackupRepository).all():
         status = repository.status
-        swept = status.last_maintenance
+        swept, seen = status.last_maintenance, status.verification
         yield RepositorySample(
             repository=repository.name,
             reachable={"True": True, "False": False}.get(status.ready),
@@ -76,23 +72,14 @@ def repositories(caches: Caches, clock: Clock) -> Iterable[RepositorySample]:
             objects=status.usage.objects if status.usage else None,
             points=status.usage.points if status.usage else None,
             last_maintenance_timestamp=swept.timestamp() if swept else None,
-            maintenance_overdue=overdue(repository, now),
+            maintenance_overdue=maintenance_overdue(repository, now),
+            verified_timestamp=status.last_verified.timestamp() if status.last_verified else None,
+            verification_overdue=verification_overdue(repository, now),
+            damaged_objects=seen.damaged_objects if seen else None,
+            damaged_chunks=seen.damaged_chunks if seen else None,
+            damaged_points=seen.damaged_points if seen else None,
+            missing_points=seen.missing_points if seen else None,
         )
-
-
-def overdue(repository: BackupRepository, now: datetime) -> bool | None:
-    """Return whether more than OVERDUE_SLOTS maintenance slots passed since a sweep last completed.
-
-    Switched off is not stuck; None where the schedule can't be read, as the repository's own condition says.
-    """
-    if repository.spec.maintenance.suspend:
-        return False
-    created = repository.metadata.creation_timestamp or now
-    try:
-        passed = due_slots(plan_of(repository, now), repository.status.last_maintenance, now, created)
-    except ValueError:
-        return None
-    return passed.newest is not None and passed.missed >= OVERDUE_SLOTS
 
 
 def movers(caches: Caches) -> Iterable[MoverSample]:

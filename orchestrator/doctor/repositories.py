@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 from orchestrator.api.foreign.core import Secret
 from orchestrator.api.meta import condition
 from orchestrator.api.tidemark import BackupRepository
+from orchestrator.decisions.backup_repository import verification_overdue
 from orchestrator.doctor.finding import Finding, Place, bad, ok, warn
 from orchestrator.errors import TidemarkError
 from orchestrator.kube.errors import Forbidden
@@ -37,6 +38,8 @@ async def repositories(place: Place) -> AsyncIterator[Finding]:
         async for finding in _secrets(place, repository):
             yield finding
         yield _readiness(place, repository)
+        for finding in _proof(place, repository):
+            yield finding
 
 
 def _readiness(place: Place, repository: BackupRepository) -> Finding:
@@ -53,6 +56,26 @@ def _readiness(place: Place, repository: BackupRepository) -> Finding:
             "See the controller above: it looks each minute.",
         )
     return ok("repositories", f"{repository.name} is ready")
+
+
+def _proof(place: Place, repository: BackupRepository) -> Iterator[Finding]:
+    """Judge what the last verification said, and how long ago that was; nothing before the first was due."""
+    name, status = repository.name, repository.status
+    told = condition(status.conditions, "Verified")
+    if told is not None and told.status == "False":
+        judge = bad if told.reason == "Damaged" else warn
+        remedy = "See the runbook, docs/operations.md#" + told.reason
+        yield judge("repositories", f"{name} is not proven: {told.message}", remedy)
+    elif repository.spec.verify.suspend:
+        yield warn("repositories", f"{name} is never verified", "Take spec.verify.suspend away.")
+    elif verification_overdue(repository, place.now):
+        yield warn(
+            "repositories",
+            f"{name} has not been verified for more than two slots",
+            "See its Events: a Job that fails, or a controller that was away.",
+        )
+    elif status.last_verified is not None:
+        yield ok("repositories", f"{name} was verified at {status.last_verified:%Y-%m-%d %H:%M} UTC")
 
 
 async def _secrets(place: Place, repository: BackupRepository) -> AsyncIterator[Finding]:

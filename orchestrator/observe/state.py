@@ -62,6 +62,12 @@ class RepositorySample:
     points: int | None = None
     last_maintenance_timestamp: float | None = None
     maintenance_overdue: bool | None = None
+    verified_timestamp: float | None = None
+    verification_overdue: bool | None = None
+    damaged_objects: int | None = None
+    damaged_chunks: int | None = None
+    damaged_points: int | None = None
+    missing_points: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,7 @@ class StateCollector(Collector):
         """Yield the families, as things stand now."""
         yield from self._points()
         yield from self._repositories()
+        yield from self._verifications()
         yield from self._engine()
 
     def _points(self) -> Iterator[Metric]:
@@ -243,6 +250,49 @@ class StateCollector(Collector):
             swept.set(name, sample.last_maintenance_timestamp)
             overdue.set(name, None if sample.maintenance_overdue is None else float(sample.maintenance_overdue))
         for gauge in (reachable, size, objects, points, swept, overdue):
+            yield gauge.done()
+
+    def _verifications(self) -> Iterator[Metric]:
+        label = ("repository",)
+        verified = _Gauge(
+            "tidemark_repository_verified_timestamp_seconds",
+            "Unix time at which every namespace had last been verified. Absent: never. When was it last proven?",
+            label,
+        )
+        overdue = _Gauge(
+            "tidemark_repository_verification_overdue",
+            "1 if more than two verification slots passed without a whole verification. Does anybody look at all?",
+            label,
+        )
+        objects = _Gauge(
+            "tidemark_repository_damaged_objects",
+            "Objects that the last verification found altered, truncated or missing. Does the store keep what it took?",
+            label,
+        )
+        chunks = _Gauge(
+            "tidemark_repository_damaged_chunks",
+            "Chunks lost by that, summed over the points. How much is lost?",
+            label,
+        )
+        points = _Gauge(
+            "tidemark_repository_damaged_points",
+            "Points that the last verification found damaged. How many can't be restored whole?",
+            label,
+        )
+        missing = _Gauge(
+            "tidemark_repository_missing_points",
+            "Points that the cluster knows and the repository doesn't hold as they were. Was the bucket rolled back?",
+            label,
+        )
+        for sample in self._sources.repositories():
+            name = (sample.repository,)
+            verified.set(name, sample.verified_timestamp)
+            overdue.set(name, None if sample.verification_overdue is None else float(sample.verification_overdue))
+            objects.set(name, sample.damaged_objects)
+            chunks.set(name, sample.damaged_chunks)
+            points.set(name, sample.damaged_points)
+            missing.set(name, sample.missing_points)
+        for gauge in (verified, overdue, objects, chunks, points, missing):
             yield gauge.done()
 
     def _engine(self) -> Iterator[Metric]:

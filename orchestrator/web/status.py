@@ -59,6 +59,9 @@ class RepositoryRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     size: str = ""
     last_checked: datetime | None = None
     last_maintenance: datetime | None = None
+    last_verified: datetime | None = None
+    hurt: int = 0
+    """Points that the last verification found damaged or missing."""
     message: str = ""
 
 
@@ -164,11 +167,12 @@ def _repositories(page: StatusPage) -> str:
             _text(row.size),
             _ago(row.last_checked, page.at),
             _ago(row.last_maintenance, page.at),
+            _ago(row.last_verified, page.at) + (" " + _mark("bad", f"{row.hurt} points hurt") if row.hurt else ""),
             _text(row.message),
         )
         for row in page.repositories
     ]
-    heads = ("Repository", "URL", "State", "Points", "Size", "Checked", "Swept", "")
+    heads = ("Repository", "URL", "State", "Points", "Size", "Checked", "Swept", "Verified", "")
     return _table("Repositories", heads, rows, "No BackupRepository yet: points are snapshots only.")
 
 

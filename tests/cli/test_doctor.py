@@ -397,6 +397,34 @@ def test_a_secret_that_is_not_whole_is_told_and_never_shown(
     assert not re.search("hunter2|5e5e|AKID|tooshort", str(found))
 
 
+def _verified(cluster: Cluster, condition: dict[str, Any] | None, **status: Any) -> list[Finding]:
+    """Let a ready repository have been verified."""
+    make(cluster, Secret, "key", HOME, stringData={"master.key": GOOD_KEY})
+    make(cluster, Secret, "store", HOME, stringData=PAIR)
+    now = datetime.now(UTC).isoformat()
+    conditions = [{"type": "Verified", "lastTransitionTime": now, **condition}] if condition else []
+    _repository(cluster, ready="True", lastChecked=now, conditions=conditions, **status)
+    return finds(cluster, repositories)
+
+
+def test_a_repository_with_damage_is_told_with_what_hurts(cluster: Cluster) -> None:
+    damage = {"status": "False", "reason": "Damaged", "message": "1 damaged objects hurt 2 points. Hurt: shop/db-1."}
+    found = _verified(cluster, damage, lastVerified=datetime.now(UTC).isoformat())
+    assert "shop/db-1" in told(found, FAILED)
+
+
+def test_a_verification_that_failed_is_a_warning(cluster: Cluster) -> None:
+    found = _verified(cluster, {"status": "False", "reason": "VerificationFailed", "message": "1 namespaces"})
+    assert "1 namespaces" in told(found, WARNING)
+
+
+def test_a_good_verification_is_told_with_its_time(cluster: Cluster) -> None:
+    good = {"status": "True", "reason": "Verified", "message": ""}
+    found = _verified(cluster, good, lastVerified=datetime.now(UTC).isoformat())
+    assert [f.verdict for f in found] == [OK, OK]
+    assert "was verified at" in found[1].message
+
+
 def test_a_repository_that_was_ready_long_ago_is_no_longer_well(cluster: Cluster) -> None:
     _repository(cluster, ready="True", lastChecked="2026-03-01T00:00:00Z")
     assert "was ready when it was last looked at" in told(finds(cluster, repositories), WARNING)

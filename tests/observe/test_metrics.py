@@ -46,7 +46,7 @@ def full() -> Metrics:
             rpo=lambda: [SAMPLE],
             points=lambda: [PointSample("shop", "nightly", "Completed", 3)],
             snapshots=lambda: [SnapshotSample("csi", 1)],
-            repositories=lambda: [RepositorySample("main", True, 10, 2, 3, 1.0, False)],
+            repositories=lambda: [RepositorySample("main", True, 10, 2, 3, 1.0, False, 1.0, False, 0, 0, 0, 0)],
             movers=lambda: [MoverSample("backup", 1, 2)],
             queues=lambda: [QueueSample("backup", 0, 1.0)],
         ),
