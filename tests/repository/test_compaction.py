@@ -9,17 +9,19 @@ import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from orchestrator.fence import OpenFence
 from orchestrator.repository.compaction import Compaction
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
+from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.maintenance import SweepPlan, SweepResult, plan_sweep, sweep
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.packreader import PackReader
 from orchestrator.repository.point import remove
-from orchestrator.repository.relocation import open_relocation, parse_relocation
+from orchestrator.repository.relocation import open_relocation, parse_relocation, seal_relocation
 from orchestrator.repository.store import Store, open_store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
@@ -225,12 +227,21 @@ async def test_a_compaction_stopped_for_weeks_and_woken_again_harms_no_point(
     vault: Vault, part: str, step: float
 ) -> None:
     world = await _half_dead(vault)
+    # what is to move has moved before: the packs that its maps name are gone
+    for _ in range(3):
+        await world.run(2)
+    await world.point(0.6)
+    await world.prune(1)
 
     async def meanwhile() -> None:
         for _ in range(5):
-            await world.point(0.3)
-            await world.prune(2)
-            await world.run(step)
+            if step < 8:
+                await world.point(0.3)
+                await world.prune(2)
+            plan = await world.plan(step)
+            # (where the others compact too, theirs may be what counts)
+            plan = plan if step < 8 else msgspec.structs.replace(plan, compact=())
+            await sweep(vault, plan, OpenFence(), pack_size=16 * SIZE)
         await world.check()
 
     stopped = Vault(_Stops(vault.store, part, meanwhile), vault.keys)
@@ -325,6 +336,17 @@ async def test_a_new_pack_that_is_missing_keeps_the_old_one(vault: Vault) -> Non
     for key in await world.names("packs/") - before:
         await vault.store.delete(key)
     await world.settle_down()
+    await world.check()
+
+
+async def test_a_record_that_does_not_know_all_that_lives_lets_no_pack_go(vault: Vault) -> None:
+    world = await _half_dead(vault)
+    choice = (await world.plan()).compact[0]
+    other = next(iter(await world.names("packs/") - {vault.names.pack(choice.pack)}))
+    to = ObjectRef.named(*other.removeprefix(vault.names.packs).split("/"))
+    await vault.store.put_new(*seal_relocation(vault, choice.pack, {slot: (to, 1) for slot, _ in choice.slots()[1:]}))
+    await world.settle_down()
+    assert vault.names.pack(choice.pack) in await world.names("packs/")
     await world.check()
 
 
