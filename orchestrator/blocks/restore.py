@@ -8,8 +8,10 @@ known to be zero and are forced to zero elsewhere.
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from orchestrator.blocks.crew import Channel, Crew
@@ -18,16 +20,18 @@ from orchestrator.blocks.target import Target
 from orchestrator.blocks.throttle import Throttle
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.errors import Damaged
-from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.layout import PACK_TARGET, ObjectRef
 from orchestrator.repository.manifest import Manifest
 from orchestrator.repository.pack import Entry
 from orchestrator.repository.packreader import PackReader, Sealed
 from orchestrator.repository.vault import Vault
 
-GROUP_BYTES = 16 << 20
-"""Sealed bytes that one thread fetches at once: chunks that lie together in a pack come in one request."""
-FETCH_BYTES = 64 << 20
-"""Sealed bytes that all threads together fetch at once; with many threads each takes less."""
+GROUP_BYTES = PACK_TARGET
+"""Sealed bytes that are fetched together: a pack whose chunks are all wanted comes in one request."""
+FETCHERS = 3
+"""Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
+BATCH_CHUNKS = 16
+"""Fetched chunks that one writer takes at once."""
 WINDOW_CHUNKS = 8192
 """Chunks looked at together when deciding what to fetch together."""
 ZERO_STEP = 1 << 30
@@ -47,6 +51,8 @@ class RestoreOptions:
 
 Group = dict[Entry, list[int]]
 """Chunks to fetch together, and the indexes where each belongs (equal chunks are stored once)."""
+Batch = list[tuple[Sealed, list[int]]]
+"""Fetched chunks, and where each belongs."""
 
 
 async def write_point(
@@ -84,10 +90,14 @@ class _Writing:
         self._tally = tallies.new()
         self._crew = Crew("the restore")
         self._todo: Channel[Group] = Channel(self._crew, 1)
+        self._ready: Channel[Batch] = Channel(self._crew, options.writers)
+        self._fetching = min(FETCHERS, options.writers)
+        self._fetching_lock = threading.Lock()
         self._throttle = Throttle(options.bandwidth_limit, options.iops_limit, wait=self._crew.pause)
         self._vault = vault
-        self._group_bytes = min(GROUP_BYTES, FETCH_BYTES // options.writers)
         self._crew.add("feeder", self._feed)
+        for number in range(self._fetching):
+            self._crew.add(f"fetcher-{number}", functools.partial(self._fetch_groups, tallies.new()))
         for number in range(options.writers):
             self._crew.add(f"writer-{number}", _Writer(self, tallies.new()).run)
 
@@ -123,12 +133,12 @@ class _Writing:
         group: Group = {}
         weight = 0
         for entries in by_pack.values():
-            for entry in sorted(entries, key=_slot):
-                group[entry] = where[entry]
-                weight += entry.length
-                if weight >= self._group_bytes:
-                    self._todo.put(group)
-                    group, weight = {}, 0
+            size = sum(entry.length for entry in entries)
+            if group and weight + size > GROUP_BYTES:  # no pack is cut in two: that would be one request more
+                self._todo.put(group)
+                group, weight = {}, 0
+            group.update((entry, where[entry]) for entry in sorted(entries, key=_slot))
+            weight += size
         if group:
             self._todo.put(group)
 
@@ -141,9 +151,24 @@ class _Writing:
                 self._crew.check()
                 self._target.zero(offset, min(ZERO_STEP, end - offset))
 
-    def fetch(self, group: Group) -> list[Sealed]:
-        """Fetch the group's sealed chunks, all packs at once."""
-        return self._crew.call(self._fetch(group))
+    def _fetch_groups(self, tally: Tally) -> None:
+        """Fetch groups and hand their chunks to the writers until there are no more. Runs in threads of its own."""
+        while (group := self._todo.get()) is not None:
+            with tally.stage("fetch"):
+                fetched = self._crew.call(self._fetch(group))
+            fetched.reverse()
+            while fetched:
+                batch = [fetched.pop() for _ in range(min(BATCH_CHUNKS, len(fetched)))]
+                self._ready.put([(sealed, group[sealed.entry]) for sealed in batch])
+        with self._fetching_lock:
+            self._fetching -= 1
+            last = self._fetching == 0
+        if last:
+            self._ready.close()
+
+    def ready(self) -> Batch | None:
+        """Take fetched chunks to write; None after the last."""
+        return self._ready.get()
 
     async def _fetch(self, group: Group) -> list[Sealed]:
         by_pack: dict[ObjectRef, list[Entry]] = {}
@@ -180,27 +205,18 @@ class _Writer:
         self._work, self._tally = work, tally
 
     def run(self) -> None:
-        """Fetch, open and write groups until there are no more."""
+        """Open and write chunks until there are no more."""
         work, tally = self._work, self._tally
-        while (group := work._todo.get()) is not None:
-            with tally.stage("fetch"):
-                fetched = work.fetch(group)
-            for sealed in _consume(fetched):
+        while (batch := work.ready()) is not None:
+            for sealed, indexes in batch:
                 work._crew.check()
                 tally.fetched += sealed.entry.length
                 tally.chunks_read += 1
-                work.put(sealed, group[sealed.entry], tally)
+                work.put(sealed, indexes, tally)
 
 
 def _slot(entry: Entry) -> int:
     return entry.slot
-
-
-def _consume(items: list[Sealed]) -> Iterator[Sealed]:
-    """Yield the items and let go of each, so that memory is freed while the group is written."""
-    items.reverse()
-    while items:
-        yield items.pop()
 
 
 async def _next(batches: AsyncIterator[list[tuple[int, Entry]]]) -> list[tuple[int, Entry]] | None:

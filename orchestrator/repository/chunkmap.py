@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from blake3 import blake3
 
-from orchestrator.repository.crypto import ObjectCipher
+from orchestrator.repository.crypto import Bytes, ObjectCipher
 from orchestrator.repository.damage import DamageIndex
 from orchestrator.repository.errors import Damaged
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, SLOT_UNIT, Kind, ObjectRef
@@ -52,10 +52,10 @@ class PageReader:
             found.update(zip(positions, plain, strict=True))
         return [found[position] for position in range(len(refs))]
 
-    def _open(self, refs: Sequence[Ref], pieces: Sequence[bytes]) -> list[bytes]:
+    def _open(self, refs: Sequence[Ref], pieces: Sequence[Bytes]) -> list[bytes]:
         return [self._open_one(ref, sealed) for ref, sealed in zip(refs, pieces, strict=True)]
 
-    def _open_one(self, ref: Ref, sealed: bytes) -> bytes:
+    def _open_one(self, ref: Ref, sealed: Bytes) -> bytes:
         name = self.vault.names.map(ref.object)
         if len(sealed) != ref.length:
             raise Damaged(name, f"it ends inside the page at slot {ref.slot}")

@@ -7,6 +7,7 @@ happen here: an error text of the library passed on (it may quote a signed URL),
 from __future__ import annotations
 
 import asyncio
+import builtins
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -134,11 +135,11 @@ class CloudStore:
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return a piece of an object."""
-        return (await self.get_ranges(key, [(start, length)]))[0]
+        return bytes((await self.get_ranges(key, [(start, length)]))[0])
 
-    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return pieces of an object, near ones in one request."""
-        pieces: list[bytes] = [b""] * len(ranges)
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        """Return pieces of an object, near ones in one request and not copied."""
+        pieces: builtins.list[Bytes] = [b""] * len(ranges)
         for start, length, members in coalesce(ranges, COALESCE_GAP):
             if not length:
                 continue
@@ -148,11 +149,11 @@ class CloudStore:
                 pieces[position] = data[first - start : first - start + size]
         return pieces
 
-    async def _piece(self, key: str, start: int, length: int) -> bytes:
+    async def _piece(self, key: str, start: int, length: int) -> Bytes:
         """Return one range; an object that ends before it gives b"" (stores answer that with an error)."""
         try:
             request = obstore.get_range_async(self._inner, key, start=start, length=length)
-            return bytes(await self._call("get", request, key))
+            return memoryview(await self._call("get", request, key))
         except StoreUnavailable:
             found = await self.head(key)
             if found is None or found.size > start:

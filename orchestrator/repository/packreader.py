@@ -23,7 +23,7 @@ class Sealed(NamedTuple):
     entry: Entry
     cipher: ObjectCipher
     slot: int
-    data: bytes
+    data: Bytes
 
 
 class PackReader:

@@ -45,8 +45,11 @@ class Store(Protocol):
         """Return `length` bytes from `start`, fewer only at the object's end; ObjectMissing."""
         ...
 
-    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return (start, length) pieces of one object, near ones fetched together; ObjectMissing."""
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        """Return (start, length) pieces of one object, near ones fetched together; ObjectMissing.
+
+        Pieces may be views of what came in one request: who keeps one keeps all of it.
+        """
         ...
 
     async def put_new(self, key: str, data: Bytes) -> None:
@@ -142,7 +145,7 @@ class CountingStore:
         self.bytes_read += len(data)
         return data
 
-    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
         """Count one request for each joined range, and pass on."""
         self.requests["get"] += len(coalesce(ranges))
         pieces = await self.inner.get_ranges(key, ranges)

@@ -10,11 +10,16 @@ import pytest
 
 from orchestrator.blocks.backup import backup
 from orchestrator.blocks.offline import make_point
+from orchestrator.blocks.restore import RestoreOptions, write_point
+from orchestrator.blocks.target import Target
 from orchestrator.repository.errors import PointCancelled
 from orchestrator.repository.intent import open_intent
+from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.point import cancel
 from orchestrator.repository.store import CountingStore, open_store
 from tests.blocks.volumes import KIB, Volume, announce, give_back, run, take, vault_on
+
+MIB = 1024 * KIB
 
 
 async def _counting() -> CountingStore:
@@ -57,3 +62,22 @@ async def test_a_mover_of_an_ended_point_commits_nothing(tmp_path: Path, planned
     assert await cancel(vault, intent.manifest_key, intent_id, why="test")
     with pytest.raises(PointCancelled):
         await backup(vault, intent_id, volume.path)
+
+
+@pytest.mark.parametrize("writers", [1, 4])
+async def test_a_restore_takes_one_request_for_each_pack(tmp_path: Path, writers: int) -> None:
+    """Whatever the number of writers: GETs are at most 25 for each GiB stored, and 20."""
+    volume, store = Volume(tmp_path / "volume", 16 * MIB), await _counting()
+    volume.noise(0, 16 * MIB)
+    vault = await vault_on(store)
+    # given a point in eight packs or so
+    intent_id = await announce(vault, volume.path, None)
+    point = await run(vault, intent_id, volume.path, pack_bytes=2 * MIB)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    store.requests.clear()
+    # when it is restored
+    with Target.create(tmp_path / "back", volume.size) as target:
+        await write_point(vault, manifest, target, RestoreOptions(writers=writers))
+    # then each pack is asked once, and the map's few pages
+    assert store.requests["get"] <= manifest.stats.packs + 3, store.requests
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
