@@ -258,7 +258,12 @@ class Namespace:
         return plain
 
     def _moved(self, entry: Entry) -> tuple[bytes, int]:
-        name = f"n/{self.ns}/relocated/{uuid.UUID(bytes=entry.pack[:16])}/{entry.pack[16:].hex()}"
+        """Follow the record of the highest generation."""
+        prefix = f"n/{self.ns}/relocated/{uuid.UUID(bytes=entry.pack[:16])}/{entry.pack[16:].hex()}/"
+        records = [name for name in self.objects if name.startswith(prefix)]
+        if not records:
+            raise Wrong(f"{prefix}: the pack is gone, and nothing says where to")
+        name = max(records)
         document, tail = self.open(RELOCATED, name, self.objects[name])
         if document["pack"] != entry.pack.hex():
             raise Wrong(f"{name}: of another pack")

@@ -15,17 +15,14 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from orchestrator.fence import OpenFence
 from orchestrator.repository.keys import MasterKey
-from orchestrator.repository.layout import ObjectRef
-from orchestrator.repository.pack import Entry, PackBuilder, open_footer
-from orchestrator.repository.packreader import PackReader
+from orchestrator.repository.maintenance import plan_sweep, sweep
 from orchestrator.repository.point import remove
-from orchestrator.repository.relocation import seal_relocation
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.store import open_store
 from orchestrator.repository.vault import Vault
@@ -134,43 +131,38 @@ async def rewrapped(vector: Vector) -> None:
     vector.keep(await take(again, volume.path, [(CHUNK, CHUNK)], mode="delta", base=first), volume)
 
 
-async def relocated(vector: Vector) -> None:
-    """A pack that is gone, its chunks in two others, found by its `relocated/` record."""
-    volume = Volume(vector.work / "volume", 12 * CHUNK, seed=4)
+async def compacted(vector: Vector) -> None:
+    """Packs that were compacted, and one of them again: relocation records of two generations, packs that are gone."""
+    volume = Volume(vector.work / "volume", 40 * CHUNK, seed=4)
     volume.text(0, volume.size)
     vault = await vault_at(vector.repository)
-    first = vector.keep(await take(vault, volume.path), volume)
-    volume.text(5 * CHUNK, CHUNK)
-    vector.keep(await take(vault, volume.path, [(5 * CHUNK, CHUNK)], mode="delta", base=first), volume)
-    (name,) = [info.key async for info in vault.store.list(f"{vault.names.packs}{first.id}/")]
-    await _move(vault, ObjectRef.named(first.id, name.rpartition("/")[2]))
+    points = [await take(vault, volume.path)]
+    kept = vector.keep(points[0], volume)
+    for first, count in ((0, 26), (26, 12)):
+        volume.text(first * CHUNK, count * CHUNK)
+        ranges: Ranges = [(first * CHUNK, count * CHUNK)]
+        kept = vector.keep(await take(vault, volume.path, ranges, mode="delta", base=points[-1]), volume)
+        for point in points:
+            await remove(vault, point.ref, OpenFence())
+        points = [kept]
+        vector.points[:] = vector.points[-1:]
+        for days in (2, 4, 6):
+            await _maintain(vault, days)
+    records = [info.key async for info in vault.store.list(vault.names.relocated)]
+    assert any(key.endswith("/000002") for key in records), records
 
 
-async def _move(vault: Vault, old: ObjectRef) -> None:
-    """Move a pack's chunks as compaction does: new packs, the record, and only then the old one's end."""
-    name = vault.names.pack(old)
-    reader, moves = PackReader(vault, CHUNK), {}
-    footer = open_footer(vault, old, await vault.store.get(name))
-    intent_id = name.split("/")[-2]
-    builders = [PackBuilder(vault, intent_id, bytearray(1 << 20)) for _ in range(2)]
-    for position, line in enumerate(footer):
-        entry = Entry(line.id, old, line.slot, line.length, line.codec)
-        (sealed,) = await reader.fetch(old, [entry])
-        packed = sealed.cipher.open(sealed.slot, sealed.data)
-        placed = builders[position % 2].add(line.chunk, line.id, packed, line.codec)
-        assert placed is not None
-        moves[line.slot] = (placed.pack, placed.slot)
-    for builder in builders:
-        await vault.store.put_new(builder.name, builder.finish())
-    await vault.store.put_new(*seal_relocation(vault, old, moves))
-    await vault.store.delete(name)
+async def _maintain(vault: Vault, days: float) -> None:
+    now = datetime.now(UTC) + timedelta(days=days)
+    plan = await plan_sweep(vault, now=now, grace=timedelta(days=1), intent_age=timedelta(days=7))
+    await sweep(vault, plan, OpenFence(), pack_size=1 << 20)
 
 
 MAKERS: dict[str, Callable[[Vector], Awaitable[None]]] = {
     "v1-basic": basic,
     "v1-wide": wide,
     "v1-rewrapped": rewrapped,
-    "v1-relocated": relocated,
+    "v1-compacted": compacted,
 }
 
 
