@@ -72,7 +72,7 @@ NEEDS: tuple[Need, ...] = (
     CBT_NEED,
     Need("list", "", "persistentvolumeclaims", "cluster", "volumes can't be found"),
     Need("create", "", "persistentvolumeclaims", "cluster", "neither clones nor restored claims can be made"),
-    Need("delete", "", "persistentvolumeclaims", "cluster", "clones stay behind"),
+    Need("delete", "", "persistentvolumeclaims", "home", "clones stay behind"),
     Need("create", "", "persistentvolumes", "cluster", "restored volumes can't be handed over"),
     Need("patch", "", "persistentvolumes", "cluster", "clones with a Retain class leak; nothing is handed over"),
     Need("delete", "", "persistentvolumes", "cluster", "restored volumes can't be handed over"),
@@ -87,7 +87,7 @@ NEEDS: tuple[Need, ...] = (
     Need("create", "", "secrets", "home", "no mover can be given its keys"),
     Need("delete", "", "secrets", "home", "movers' keys stay behind"),
     Need("get", "", "pods/log", "home", "progress can't be read"),
-    Need("patch", "coordination.k8s.io", "leases", "home", "the controller can't lead"),
+    Need("patch", "coordination.k8s.io", "leases", "home", "the controller can't lead", LEASE),
     Need("create", "", "serviceaccounts/token", "home", "CBT services can't be asked", LEASE),
 )
 
@@ -169,7 +169,7 @@ async def allowed(place: Place, need: Need) -> bool:
     if need.where == "home":
         attributes["namespace"] = place.settings.namespace
     if need.name:
-        attributes["name"] = place.settings.service_account
+        attributes["name"] = need.name if resource == "leases" else place.settings.service_account
     body = {"spec": {**_subject(place.settings), "resourceAttributes": attributes}}
     reply = await place.client.create_raw(SubjectAccessReview.RESOURCE, body, SubjectAccessReview)
     return reply.status.allowed
