@@ -104,7 +104,10 @@ class BackupRepositoryController(Controller[BackupRepository]):
         """Begin the slot that is due, or bring the one that was begun a step on; None: there is none."""
         slot = runs.begun(repository)
         if slot is None:
-            slot = runs.due(repository, now)
+            try:
+                slot = runs.due(repository, now)
+            except ValueError as error:
+                return await self._unschedulable(runs, repository, error, now), None
             if slot is None:
                 return repository, None
             return await runs.note(repository, slot, {}), Requeue(0.0)
@@ -116,6 +119,21 @@ class BackupRepositoryController(Controller[BackupRepository]):
             status = msgspec.structs.replace(repository.status, usage=await self._usage(opened, now))
             repository = await patch_status(self.context, repository, status)
         return repository, Requeue(CHECK_S)
+
+    async def _unschedulable(
+        self, runs: Maintenance | VerificationRuns, repository: BackupRepository, error: ValueError, now: datetime
+    ) -> BackupRepository:
+        """Show that a schedule can't be followed; all else goes on."""
+        told = Condition(
+            type=runs.condition,
+            status="False",
+            reason="BadSchedule",
+            message=str(error)[:512],
+            observed_generation=repository.metadata.generation,
+        )
+        conditions = with_condition(repository.status.conditions, told, now)
+        status = msgspec.structs.replace(repository.status, conditions=conditions)
+        return await patch_status(self.context, repository, status)
 
     def _ready(self, repository: BackupRepository, opened: OpenedRepository, now: datetime) -> BackupRepositoryStatus:
         conditions = repository.status.conditions

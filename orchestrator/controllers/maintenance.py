@@ -25,6 +25,7 @@ class Maintenance(NamespaceRuns):
     """Sweeps."""
 
     task = "maintain"
+    condition = "Maintained"
     annotation = ANNOTATION_MAINTAINED
 
     def suspended(self, repository: BackupRepository) -> bool:
@@ -79,8 +80,8 @@ class Maintenance(NamespaceRuns):
                 self.context, repository, msgspec.structs.replace(repository.status, last_maintenance_slot=slot)
             )
         text = f"{len(failed)} of {len(swept)} namespaces could not be swept; the next slot tries again."
-        condition = Condition(
-            type="Maintained",
+        told = Condition(
+            type=self.condition,
             status="False" if failed else "True",
             reason="MaintenanceFailed" if failed else "Maintained",
             message=text if failed else "",
@@ -90,7 +91,7 @@ class Maintenance(NamespaceRuns):
             repository.status,
             last_maintenance_slot=slot,
             last_maintenance=repository.status.last_maintenance if failed else now,
-            conditions=with_condition(repository.status.conditions, condition, now),
+            conditions=with_condition(repository.status.conditions, told, now),
         )
         repository = await patch_status(self.context, repository, status)
         if not failed:

@@ -28,6 +28,8 @@ class NamespaceRuns(ABC):
     """One kind of work. Subclasses say when it is due, what a Job gets, and what it came to."""
 
     task: ClassVar[Task]
+    condition: ClassVar[str]
+    """Type of the repository's condition that tells of it."""
     annotation: ClassVar[str]
     """Holds the slot, and the uids of the namespaces whose Jobs ended, each with FAILED behind it if it failed."""
 

@@ -65,6 +65,7 @@ class VerificationRuns(NamespaceRuns):
     """Verifications."""
 
     task = "verify"
+    condition = "Verified"
     annotation = ANNOTATION_VERIFIED
 
     def suspended(self, repository: BackupRepository) -> bool:

@@ -316,3 +316,16 @@ async def test_other_clusters_namespaces_are_left_to_them(site: Site) -> None:
     now = await site.verified()
     assert now.status.verification is not None
     assert now.status.verification.namespaces == 1
+
+
+async def test_a_schedule_that_can_not_be_followed_is_told_and_stops_nothing_else(site: Site) -> None:
+    bad = {"schedule": {"cron": "61 * * * *"}}
+    await site.at.change(BackupRepository, "main", spec=await spec(site, verify=bad, maintenance=bad))
+    await site.pass_()
+    now = await site.now()
+    for type_ in ("Verified", "Maintained"):
+        told = condition(now.status.conditions, type_)
+        assert told is not None
+        assert (told.status, told.reason) == ("False", "BadSchedule")
+    assert now.status.ready == "True"
+    assert site.gauge("verification_overdue") is None
