@@ -23,7 +23,7 @@ from orchestrator.demo.stage import NAMESPACE as DEMO_NAMESPACE
 from orchestrator.demo.stage import Stage
 from orchestrator.demo.story import tell_story
 from tests.real.cluster import RealCluster
-from tests.real.world import REPOSITORY, RealWorld, real_world
+from tests.real.world import LONG, REPOSITORY, RealWorld, real_world
 from tests.system.world import digest, write
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -31,15 +31,12 @@ pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytes
 SHOP = "two-zones"
 SIZE = 16 << 20
 CHUNK = 256 * 1024
-LONG = 240.0
-"""Seconds that a wait may take on a busy machine before the test gives up."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def world(cluster: RealCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealWorld]:
     """Tidemark installed on the cluster, its controller running."""
     async with real_world(cluster, tmp_path_factory.mktemp("story")) as found:
-        await found.start_controller()
         yield found
 
 
@@ -161,9 +158,8 @@ async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, ima
     async with asyncio.timeout(LONG):
         while not world.running_movers():
             await asyncio.sleep(0.05)
-    world.kill_controller()
+    await world.kill_installed()
     assert world.kill_movers()
-    await world.start_controller()
     done = await world.backup_ended("killed", SHOP, within_s=LONG)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     for point in [p for p in await world.points(SHOP) if p.spec.backup == "killed"]:

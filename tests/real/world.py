@@ -8,63 +8,81 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from orchestrator.api.foreign.core import Event, Namespace, PersistentVolume, PersistentVolumeClaim, Secret
+from orchestrator.api.foreign.core import Event, PersistentVolume, PersistentVolumeClaim, Secret
+from orchestrator.api.meta import K8sObject
 from orchestrator.api.tidemark import BackupRepository, RecoveryPoint
-from orchestrator.demo import install
-from orchestrator.demo.programs import Program, free_port
+from orchestrator.demo.programs import Program
 from orchestrator.sandbox.node.process import kill_recorded
-from tests.real.cluster import CHECKOUT, RealCluster
+from tests.real.cluster import RealCluster
+from tests.real.installed import Installed
+from tests.real.installed import install as install_chart
 from tests.real.s3server import S3Server
 from tests.real.servers import tool
 from tests.system.world import SETTINGS, World, digest
 
+T = TypeVar("T", bound=K8sObject)
 REPOSITORY = "vault"
 HOME = SETTINGS.namespace
-VALUES = ["controller.replicas=0", "mover.cpu=50m", "networkPolicy.enabled=false"]
+LONG = 240.0
+"""Seconds that a wait may take on a busy machine before the test gives up."""
+VALUES: dict[str, Any] = {"controller": {"replicas": 1, "leaseDurationSeconds": 6}}
+
+
+class Deployed(Program):
+    """The controller that the chart installed, for those who ask whether it is well."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("controller", [], folder / "controller.log")
+
+    def check(self) -> None:
+        """Say nothing: its Pod is started again whatever happens to it."""
 
 
 class RealWorld(World):
     """One installation on a real cluster."""
 
-    def __init__(self, cluster: RealCluster, server: S3Server, folder: Path, key: str) -> None:
+    def __init__(self, installed: Installed, server: S3Server, folder: Path, key: str, metrics: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        nobody = Program("none", [], folder / "none.log")  # there is no sandbox around this cluster
-        super().__init__(folder, cluster.client, nobody, key)
-        self.cluster, self.server = cluster, server
+        self.controller = Deployed(folder)
+        super().__init__(folder, installed.cluster.client, self.controller, key)
+        self.installed, self.cluster, self.server = installed, installed.cluster, server
+        self.metrics = metrics
         self.repository_url = "s3://bucket/main"
         self.options_file = folder / "store-options"
         self.options_file.write_text("".join(f"{k}={v}\n" for k, v in server.options.items()))
+        (folder / "kubeconfig").symlink_to(self.cluster.kubeconfig)
 
-    async def start_controller(self, *arguments: str, wait: bool = True) -> None:
-        """Start it as the chart's ServiceAccount, and wait until it leads."""
-        port = free_port()
-        self.metrics = f"http://127.0.0.1:{port}"
-        config = await asyncio.to_thread(self.cluster.kubeconfig_of, HOME, SETTINGS.service_account)
-        command = ["controller", "--kubeconfig", str(config), "--metrics-address", f"127.0.0.1:{port}"]
-        command += ["--lease-duration", "6", "--mover-cpu", "50m", *arguments]
-        self._arguments = arguments
-        self._minded = True
-        self._controller = Program("controller", command, self.folder / "controller.log")
+    async def until(
+        self, kind: type[T], name: str, namespace: str, met: Callable[[T | None], bool], *, within_s: float = LONG
+    ) -> T | None:
+        """Wait until an object is as wanted; tell the controller's last words if it does not come to be."""
+        (self.folder / "controller.log").touch()
+        try:
+            return await super().until(kind, name, namespace, met, within_s=within_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{await self.installed.logs('', '--tail=40')}") from None
 
-        async def serving() -> bool:
-            return not wait or await self.http_ok("/readyz")
+    async def kill_installed(self) -> None:
+        """kill -9 the controller in its Pod; the node starts it again."""
+        assert await self.installed.kill()
 
-        await self._controller.start(serving, 120)
-
-    @property
-    def controller(self) -> Program:
-        """Return the controller's process."""
-        assert self._controller is not None
-        return self._controller
+    async def leftovers(self, namespace: str, snapshots: int) -> list[str]:
+        """Return what should not be there; the controller's own Pod should."""
+        found = await super().leftovers(namespace, snapshots)
+        return [what for what in found if not what.startswith("Pod tidemark-controller-")]
 
     def running_movers(self) -> list[str]:
         """Return the uids of pods with a mover that runs now."""
-        homes = (self.cluster.data / "pods").glob("*/processes.json")
-        return [home.parent.name for home in homes if b'"mover"' in home.read_bytes()]
+        found = []
+        for record in (self.cluster.data / "pods").glob("*/processes.json"):
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                if b'"mover"' in record.read_bytes():
+                    found.append(record.parent.name)
+        return found
 
     def kill_movers(self) -> int:
         """kill -9 every mover; return how many there were."""
@@ -113,33 +131,17 @@ async def real_world(cluster: RealCluster, folder: Path) -> AsyncIterator[RealWo
     server = S3Server(folder / "server", str(tool("versitygw")))
     await server.start()
     try:
-        # Movers read block devices as root without capabilities: `baseline`, not `restricted`.
-        await asyncio.to_thread(cluster.kubectl, "create", "namespace", HOME)
-        level = "pod-security.kubernetes.io/enforce=baseline"
-        await asyncio.to_thread(cluster.kubectl, "label", "namespace", HOME, level)
-        values = [word for value in VALUES for word in ("--set", value)]
-        chart = str(CHECKOUT / "charts" / "tidemark")
-        await asyncio.to_thread(cluster.helm, "install", "tidemark", chart, "--namespace", HOME, *values)
-        await install.definitions(cluster.client)
+        installed = await install_chart(cluster, values=VALUES)
         key = secrets.token_hex(32)
         await _secret(cluster, "vault-key", {"master.key": key})
         await _secret(cluster, "vault-store", server.options)
-        found = RealWorld(cluster, server, folder / "w", key)
+        found = RealWorld(installed, server, folder / "w", key, await installed.metrics_url())
         spec = {"url": found.repository_url, "credentialsSecret": "vault-store", "encryptionSecret": "vault-key"}
         await found.apply(BackupRepository, REPOSITORY, "", {**spec, "allowedNamespaces": ["*"]})
         try:
             yield found
         finally:
-            await found.stop_controller()
-            await _remove(cluster)
+            await asyncio.to_thread(cluster.kubectl, "delete", "backuprepositories", "--all", "--timeout=60s")
+            await installed.remove()
     finally:
         await server.kill()
-
-
-async def _remove(cluster: RealCluster) -> None:
-    """Take the installation away again; what tests made in namespaces of their own is theirs to remove."""
-    await asyncio.to_thread(cluster.kubectl, "delete", "backuprepositories", "--all", "--timeout=60s")
-    await asyncio.to_thread(cluster.helm, "uninstall", "tidemark", "--namespace", HOME)
-    home = await cluster.client.get(Namespace, HOME)
-    await cluster.client.delete(Namespace, HOME, uid=home.uid)
-    await asyncio.to_thread(cluster.kubectl, "wait", "--for=delete", f"namespace/{HOME}", "--timeout=120s", ok=False)
