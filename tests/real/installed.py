@@ -39,13 +39,16 @@ class Installed:
 
     # What a person does with helm
 
-    async def install(self, chart: Path = CHART) -> None:
-        """Make the namespace as docs/operations.md says, install, and wait until the controller is ready."""
+    async def install(self, chart: Path = CHART, *, values: bool = True) -> None:
+        """Make the namespace as docs/operations.md says, install, and wait until the controller is ready.
+
+        Without `values`: a chart that has none, such as one of an earlier release.
+        """
         if await self._kubectl("get", "namespace", self.namespace, "--ignore-not-found") == "":
             await self._kubectl("create", "namespace", self.namespace)
         level = "pod-security.kubernetes.io/enforce=baseline"
         await self._kubectl("label", "namespace", self.namespace, level, "--overwrite")
-        await self._helm("install", self.release, str(chart), *self._with_values())
+        await self._helm("install", self.release, str(chart), *(self._with_values() if values else ()))
         await self.ready()
 
     async def upgrade(self, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> None:

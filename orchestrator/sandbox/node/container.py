@@ -140,6 +140,7 @@ def main() -> None:
     global _libc
     _libc = ctypes.CDLL(None, use_errno=True)
     given = json.loads(sys.argv[1])
+    os.umask(0o022)
     try:
         _check(_libc.unshare(_NEW_MOUNTS), "a mount namespace")
         # Without this, what is mounted below would show up on the whole machine.
@@ -148,7 +149,6 @@ def main() -> None:
         os.chroot(given["root"])
         os.chdir(given["folder"])
         _give_up_rights(given)
-        os.umask(0o022)
         os.execvpe(given["command"][0], given["command"], os.environ)  # noqa: S606 - a container's program, no shell
     except OSError as err:
         print(f"the container could not be started: {err}", file=sys.stderr)  # noqa: T201 - the container's own log
