@@ -47,3 +47,34 @@ def rewrap(
 
     asyncio.run(run())
     print(f"The repository opens with the key in {new_key_file} now.")
+
+
+@app.command()
+def rotate(
+    url: RepositoryUrl,
+    key_file: Annotated[Path, typer.Option("--key-file", metavar="FILE", help="The master key in use.")],
+    new_key_file: Annotated[
+        Path | None, typer.Option("--new-key-file", metavar="FILE", help="Change to this master key too.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
+    options: StoreOptions = None,
+) -> None:
+    """Seal what is written from now on with new data keys, one per namespace.
+
+    What is stored keeps its key until it expires or is compacted. Backups may run meanwhile.
+    """
+    from orchestrator.cli.parts.points import vaults
+    from orchestrator.repository.keys import MasterKey
+
+    async def run() -> list[str]:
+        async with repository(url, key_file, options) as opened:
+            # The new master key first: cut off after it, nothing but another call is needed.
+            if new_key_file is not None:
+                await opened.rewrap(MasterKey.from_file(new_key_file))
+            found = [await opened.rotate(vault.namespace) for vault in await vaults(opened, namespace)]
+            return [f"{vault.namespace.name}: data key {vault.keys.current_epoch}" for vault in found]
+
+    for line in asyncio.run(run()):
+        print(line)
+    if new_key_file is not None:
+        print(f"The repository opens with the key in {new_key_file} now.")

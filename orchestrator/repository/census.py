@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissi
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
 from orchestrator.repository.liveness import LiveChunks
-from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.manifest import manifest_key, open_manifest
 from orchestrator.repository.marking import Marking
 from orchestrator.repository.moves import open_compaction, open_moves
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import Partitions
+from orchestrator.repository.plan import open_plan
 from orchestrator.repository.relocation import parse_relocation
 from orchestrator.repository.store import ObjectInfo
 from orchestrator.repository.vault import Vault
@@ -69,18 +71,25 @@ class Census:
         self.live: set[bytes] = set()
         """Intents (16 bytes) that may still commit."""
         self.expired: list[Expired] = []
+        self.blind = False
+        """An intent that may still commit can't be read: nothing may be deleted before it is ended."""
+        self.abandoned: list[str] = []
+        """Names under intents that a person ended and whose manifest's name nothing tells."""
         self.folders: dict[str, list[ObjectInfo]] = {}
         """Objects under intents that aren't live."""
         self.strangers = 0
 
-    async def take(self, *, now: datetime, intent_age: timedelta) -> None:
-        """List, then mark. Raises SweepBlocked when something that says what is alive can't be read."""
+    async def take(self, *, now: datetime, intent_age: timedelta, end: Collection[str] = ()) -> None:
+        """List, then mark; intents `end` count as expired.
+
+        Raises SweepBlocked when something that says what is alive can't be read.
+        """
         await self._objects()
         try:
             await self._removals()
             await self._manifests()
             await self._compactions()
-            await self._intents(now, intent_age)
+            await self._intents(now - intent_age, end)
             await self._relocations()
             await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner)
         except Damaged as error:
@@ -139,7 +148,7 @@ class Census:
 
         await in_parallel([one(key) for key in keys])
 
-    async def _intents(self, now: datetime, intent_age: timedelta) -> None:
+    async def _intents(self, limit: datetime, end: Collection[str]) -> None:
         async for info in self.vault.store.list(self.vault.names.intents):
             intent_id, _, rest = info.key.removeprefix(self.vault.names.intents).partition("/")
             try:
@@ -152,18 +161,46 @@ class Census:
             elif intent_id in self.cancelled or intent_id in self.committed:
                 self.folders.setdefault(intent_id, []).append(info)
             elif rest == "intent":
-                await self._live(intent_id, raw, info, now - intent_age)
+                await self._live(intent_id, raw, info, over=info.last_modified < limit or intent_id in end, end=end)
 
-    async def _live(self, intent_id: str, raw: bytes, info: ObjectInfo, limit: datetime) -> None:
-        intent: Intent = await open_intent(self.vault, intent_id)
+    async def _live(self, intent_id: str, raw: bytes, info: ObjectInfo, *, over: bool, end: Collection[str]) -> None:
+        try:
+            intent: Intent = await open_intent(self.vault, intent_id)
+        except Damaged as error:
+            if not over:
+                raise
+            await self._unreadable(intent_id, raw, error, by_hand=intent_id in end)
+            return
         self.live.add(raw)
         for root in intent.roots:
             try:
                 self.marking.add_root(root)
             except ValueError as error:
                 raise Damaged(info.key, str(error)) from error
-        if info.last_modified < limit:
+        if over:
             self.expired.append(Expired(intent_id, intent.manifest_key))
+
+    async def _unreadable(self, intent_id: str, raw: bytes, error: Damaged, *, by_hand: bool) -> None:
+        """End an intent that can't be read: its plan tells where it would commit.
+
+        What it builds on is known to nobody, so nothing is deleted before it is ended. Without a plan only a person
+        can say that nobody is about to commit it: no program can begin to, since it would have to read both.
+        """
+        try:
+            plan = await open_plan(self.vault, intent_id)
+        except (Damaged, ObjectMissing):
+            if not by_hand:
+                raise error from None
+            folder = f"{self.vault.names.intents}{intent_id}/"
+            keys = [info.key async for info in self.vault.store.list(folder)]
+            own = self.vault.names.intent(intent_id)
+            self.abandoned += [*(key for key in keys if key != own), own]
+            # Should it be a compaction's: that one can't commit after this.
+            self.expired.append(Expired(intent_id, self.vault.names.compaction(intent_id)))
+            return
+        self.live.add(raw)
+        self.blind = True
+        self.expired.append(Expired(intent_id, manifest_key(self.vault, plan.record)))
 
     async def _compactions(self) -> None:
         """List the commits of compactions before their intents: who committed in between shows as live."""

@@ -136,6 +136,17 @@ class KeyMalformed(Terminal):
     remedy: ClassVar[str] = "A master key is 32 bytes: raw, as 64 hex digits or as base64."
 
 
+class KeysOutdated(Retryable):
+    """The namespace got a new data key since this program was given its keys."""
+
+    reason: ClassVar[str] = "KeysOutdated"
+    remedy: ClassVar[str] = "It is tried again with the newest keys; if this stays, run `tidemark verify`."
+
+    def __init__(self, key: str, epoch: int) -> None:
+        self.key = key
+        super().__init__(f"Object {key} was sealed with data key {epoch}, which is newer than those known here")
+
+
 class NamespaceMissing(Terminal):
     """The repository holds nothing of this namespace."""
 
@@ -208,7 +219,10 @@ class SweepBlocked(Terminal):
     """Something that says what is alive can't be read, so nothing may be deleted."""
 
     reason: ClassVar[str] = "SweepBlocked"
-    remedy: ClassVar[str] = "Run `tidemark verify`, then prune the points it names; sweeping goes on after that."
+    remedy: ClassVar[str] = (
+        "Run `tidemark verify`, then prune the points it names; an unfinished backup ends by itself after 7 days, or "
+        "by `tidemark maintenance --end-intent ID` once none of its movers runs. Sweeping goes on after that."
+    )
 
     def __init__(self, key: str, what: str) -> None:
         self.key = key

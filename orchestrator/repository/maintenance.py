@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -70,6 +70,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Committed compactions whose relocation records may not all be there."""
     compact: tuple[Choice, ...] = ()
     """Packs under half alive."""
+    blind: bool = False
+    """An intent can't be read: it is ended, and nothing is deleted in this run."""
 
     @property
     def deletion_count(self) -> int:
@@ -83,6 +85,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def sentence(self) -> str:
         """Say in one line what will happen and why."""
+        if self.blind:
+            return f"an unfinished backup can't be read: end {len(self.expired)} intents, delete nothing in this run"
         return (
             f"{self.points} points and {self.live_intents} live intents reach {self.pages} pages; "
             f"delete {self.deletion_count} objects ({self.deletion_bytes} bytes) unreached for {self.grace}, "
@@ -112,15 +116,26 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Manifests, and what stands for removed ones."""
 
 
-async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_age: timedelta) -> SweepPlan:
-    """Find what nothing reaches, without changing anything.
+async def plan_sweep(
+    vault: Vault,
+    *,
+    now: datetime,
+    grace: timedelta,
+    intent_age: timedelta,
+    compact: bool = True,
+    end_intents: Collection[str] = (),
+) -> SweepPlan:
+    """Find what nothing reaches and what is mostly dead, without changing anything.
 
+    `end_intents` are ended whatever their age; a person says so of one that blocks sweeping (docs/operations.md).
     Uses a temporary folder; memory stays bounded. Raises SweepBlocked when something that says what is alive can't be
     read, and the store's Retryable errors.
     """
     with tempfile.TemporaryDirectory(prefix="tidemark-sweep-") as name:
         census = Census(vault, Path(name))
-        await census.take(now=now, intent_age=intent_age)
+        await census.take(now=now, intent_age=intent_age, end=end_intents)
+        if census.blind:
+            return _blind(census, now, grace)
         written = _Written(vault, Path(name))
         await written.load(now - grace)
         damage = await load_damage(vault)
@@ -132,10 +147,10 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
         except ObjectMissing as error:
             raise SweepBlocked(error.key, "it is missing") from error
         found = await asyncio.to_thread(_compare, census, following, written, set(damage.names.values()))
-        chosen = await asyncio.to_thread(choose, census, following, set(damage.packs))
+        chosen = await asyncio.to_thread(choose, census, following, set(damage.packs)) if compact else []
     forgotten = [name for name, ref in damage.names.items() if ref not in found.known]
     tidy = [*_tidy_intents(vault, census, now - grace), *_tidy_compactions(vault, census), *following.superseded]
-    tidy += [*written.finished(), *forgotten, *damage.broken]
+    tidy += [*written.finished(), *forgotten, *damage.broken, *census.abandoned]
     return SweepPlan(
         now=now,
         grace=grace,
@@ -152,6 +167,25 @@ async def plan_sweep(vault: Vault, *, now: datetime, grace: timedelta, intent_ag
         tidy=tuple(tidy),
         unsettled=tuple(census.unsettled),
         compact=tuple(chosen),
+    )
+
+
+def _blind(census: Census, now: datetime, grace: timedelta) -> SweepPlan:
+    return SweepPlan(
+        now=now,
+        grace=grace,
+        points=census.points,
+        pages=census.marking.pages,
+        live_intents=len(census.live),
+        deletions=b"",
+        deletion_bytes=0,
+        candidates=b"",
+        candidate_bytes=0,
+        waiting=0,
+        expired=tuple(census.expired),
+        removals=(),
+        tidy=(),
+        blind=True,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from orchestrator.clock import Clock, SystemClock
-from orchestrator.repository.crypto import Header, ObjectCipher, SealingKey
+from orchestrator.repository.crypto import ObjectCipher, SealingKey
 from orchestrator.repository.errors import (
     Damaged,
     NamespaceMissing,
@@ -38,6 +38,7 @@ from orchestrator.repository.probe import probe_conditional_put
 from orchestrator.repository.record import open_body, seal_body
 from orchestrator.repository.store import Store
 from orchestrator.repository.vault import Vault as Vault
+from orchestrator.repository.wrapping import KeyWrapper, checked, wrapper_of
 
 FORMAT_NAME = "tidemark-repository"
 T = TypeVar("T", bound=msgspec.Struct)
@@ -48,10 +49,6 @@ class _Mark(msgspec.Struct, frozen=True):
     version: int
     id: str
     created: datetime
-
-
-class _RepositoryKey(msgspec.Struct, frozen=True, rename="camel"):
-    repository_key: bytes
 
 
 class _NamespaceEpoch(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -76,7 +73,7 @@ class Repository:
         return f"Repository({self.store.url!r}, id={self.id!r})"
 
     @classmethod
-    async def open(cls, store: Store, master: MasterKey) -> Repository:
+    async def open(cls, store: Store, master: MasterKey | KeyWrapper) -> Repository:
         """Open one that exists. Raises RepositoryMissing, NotARepository, WrongKey, UnsupportedFormat, Damaged."""
         mark = await _read_mark(store)
         if mark is None:
@@ -89,10 +86,12 @@ class Repository:
             if await _any(store, "n/") or await _any(store, NAMESPACES_PREFIX):
                 raise Damaged(KEYS_PREFIX, "the repository's wrapped keys are gone")
             raise RepositoryMissing(store.url)
-        return cls(store, mark.id, await _unwrap(store, mark.id, number, master))
+        return cls(store, mark.id, await _unwrap(store, mark.id, number, wrapper_of(master)))
 
     @classmethod
-    async def open_or_create(cls, store: Store, master: MasterKey, *, clock: Clock | None = None) -> Repository:
+    async def open_or_create(
+        cls, store: Store, master: MasterKey | KeyWrapper, *, clock: Clock | None = None
+    ) -> Repository:
         """Open, or make a new one where nothing is; proves conditional put first. Also ConditionalPutMissing.
 
         Two that do it at once end up with one repository; cut off anywhere, the next call goes on.
@@ -106,7 +105,7 @@ class Repository:
         found = await _read_mark(store)
         if found is None:
             raise ObjectMissing(HEADER_KEY)
-        await _put_wrap(store, found.id, 0, master, os.urandom(KEY_BYTES))
+        await _put_wrap(store, found.id, 0, wrapper_of(master), os.urandom(KEY_BYTES))
         return await cls.open(store, master)
 
     async def vault(self, namespace: NamespaceIdentity, *, create: bool = False) -> Vault:
@@ -117,8 +116,8 @@ class Repository:
         if not epochs:
             if not create:
                 raise NamespaceMissing(namespace.name, namespace.uid)
-            await self._create_epoch(ns, namespace)
             epochs = [namespace_keys(ns, 1)]
+            await self._put_epoch(epochs[0], namespace, 1, os.urandom(KEY_BYTES))
         opened = [await self._open_epoch(key) for key in sorted(epochs)]
         newest = opened[-1]
         identity = NamespaceIdentity(newest.cluster_id, newest.uid, newest.name)
@@ -135,24 +134,34 @@ class Repository:
                 found[ns] = NamespaceIdentity(epoch.cluster_id, epoch.uid, epoch.name)
         return sorted(found.values(), key=lambda identity: (identity.name, identity.uid))
 
-    async def rewrap(self, new: MasterKey) -> int:
+    async def rewrap(self, new: MasterKey | KeyWrapper) -> int:
         """Wrap the same repository key with another master key; that one opens it from now on. Returns its number."""
-        number = (await _newest_wrap(self.store) or 0) + 1
-        await _put_wrap(self.store, self.id, number, new, self._key.secret)
-        opened = await _unwrap(self.store, self.id, number, new)
+        number, wrapper = (await _newest_wrap(self.store) or 0) + 1, wrapper_of(new)
+        await _put_wrap(self.store, self.id, number, wrapper, self._key.secret)
+        opened = await _unwrap(self.store, self.id, number, wrapper)
         if opened.secret != self._key.secret:
             raise Damaged(master_wrap(number), "another key was wrapped at the same time")
         return number
 
-    async def _create_epoch(self, ns: str, namespace: NamespaceIdentity) -> None:
-        name = namespace_keys(ns, 1)
+    async def rotate(self, namespace: NamespaceIdentity) -> Vault:
+        """Give a namespace a new data key: what is written from now on is sealed with it. NamespaceMissing.
+
+        Old objects keep their key until they expire or are compacted. Writers that know only older keys may go on;
+        two that rotate at once make one or two epochs, and either is fine.
+        """
+        known = (await self.vault(namespace)).keys
+        name = namespace_keys(known.namespace_id, known.current_epoch + 1)
+        await self._put_epoch(name, known.namespace, known.current_epoch + 1, known.chunk_id_key)
+        return await self.vault(namespace)
+
+    async def _put_epoch(self, name: str, namespace: NamespaceIdentity, epoch: int, chunk_id_key: bytes) -> None:
         value = _NamespaceEpoch(
             cluster_id=namespace.cluster_id,
             uid=namespace.uid,
             name=namespace.name,
-            epoch=1,
+            epoch=epoch,
             data_key=os.urandom(KEY_BYTES),
-            chunk_id_key=os.urandom(KEY_BYTES),
+            chunk_id_key=chunk_id_key,
         )
         cipher = ObjectCipher.new(self._key, Kind.NAMESPACE_KEYS, name)
         await _put_or_adopt(self.store, name, seal_body(cipher, msgspec.json.encode(value)))
@@ -222,33 +231,17 @@ async def _put_or_adopt(store: Store, key: str, data: bytes) -> None:
         return
 
 
-async def _put_wrap(store: Store, repository_id: str, number: int, master: MasterKey, secret: bytes) -> None:
+async def _put_wrap(store: Store, repository_id: str, number: int, wrapper: KeyWrapper, secret: bytes) -> None:
     name = master_wrap(number)
-    cipher = ObjectCipher.new(master.sealing_key(bytes.fromhex(repository_id)), Kind.MASTER_WRAP, name)
-    await _put_or_adopt(store, name, seal_body(cipher, msgspec.json.encode(_RepositoryKey(secret))))
+    await _put_or_adopt(store, name, await wrapper.wrap(repository_id, name, secret))
 
 
-async def _unwrap(store: Store, repository_id: str, number: int, master: MasterKey) -> SealingKey:
-    """Open `keys/<n>`; WrongKey and Damaged are told apart by the header's key check."""
-    name, repository = master_wrap(number), bytes.fromhex(repository_id)
-    data, key = await store.get(name), master.sealing_key(repository)
+async def _unwrap(store: Store, repository_id: str, number: int, wrapper: KeyWrapper) -> SealingKey:
+    """Open `keys/<n>`; WrongKey, Damaged."""
+    name = master_wrap(number)
+    data = await store.get(name)
     try:
-        cipher = ObjectCipher.of(key, Kind.MASTER_WRAP, name, data)
+        secret = await wrapper.unwrap(repository_id, name, data)
     except WrongKey:
-        if _opens(key, name, data):
-            raise Damaged(name, "its header was altered") from None
         raise WrongKey(f"the repository at {store.url}") from None
-    secret = _decode(name, open_body(cipher, data)[0], _RepositoryKey).repository_key
-    if len(secret) != KEY_BYTES:
-        raise Damaged(name, "it holds no repository key")
-    return SealingKey(secret, 0, repository)
-
-
-def _opens(key: SealingKey, name: str, data: bytes) -> bool:
-    """Say whether this is the right key after all, under a header whose key check or epoch was altered."""
-    header = Header.parse(name, data)
-    try:
-        open_body(ObjectCipher.known(key, Kind.MASTER_WRAP, name, header.object_id), data)
-    except Damaged:
-        return False
-    return True
+    return SealingKey(checked(name, secret), 0, bytes.fromhex(repository_id))

@@ -197,3 +197,48 @@ def test_a_rolled_back_point_is_found_by_the_digest_kept_elsewhere(person: Perso
     expect = ["verify", "--point", made["point"], "--expect"]
     assert person.types(*expect, made["digest"])[0] == 0
     assert person.types(*expect, "00" * 32)[0] == 65
+
+
+def test_maintenance_sweeps_what_was_pruned_and_says_what_it_did(person: Person, volume: Volume) -> None:
+    # given a point that goes and one that stays
+    first = person.copies(volume.path, "--create", "--chunk-size", "64K")
+    volume.noise(3 * CHUNK, 20 * CHUNK)
+    second = person.copies(volume.path)
+    assert person.types("prune", "--point", first["point"], "--yes")[0] == 0
+    # when it runs, first only to say what it would do, then twice without any grace time
+    code, plan, err = person.types("maintenance", "--dry-run")
+    assert code == 0, err
+    assert "delete 0 objects" in plan
+    swept = [json.loads(person.types("maintenance", "--grace", "0", "--json", "-")[1])[0] for _ in range(2)]
+    # then what only the first point needed is gone
+    assert swept[0]["namespace"] == "offline"
+    assert swept[0]["result"]["candidates"] > 0
+    assert swept[1]["result"]["deletedObjects"] > 0
+    code, said, err = person.types("maintenance", "--no-compact")
+    assert (code, err) == (0, "")
+    assert "offline: 1 points" in said
+    assert person.types("verify", "--full")[0] == 0
+    assert person.types("restore", "--point", second["point"], "--to", str(person.folder / "back"))[0] == 0
+    assert (person.folder / "back").read_bytes() == volume.path.read_bytes()
+    code, _, err = person.types("maintenance", "--end-intent", "11111111-1111-1111-1111-111111111111")
+    assert code == 2
+    assert "needs --namespace" in err
+
+
+def test_keys_are_rotated_and_all_points_stay_readable(tmp_path: Path, person: Person, volume: Volume) -> None:
+    first = person.copies(volume.path, "--create", "--chunk-size", "64K")
+    before = volume.path.read_bytes()
+    new = tmp_path / "new.key"
+    main(["key", "generate", str(new)])
+    code, said, err = person.types("key", "rotate", "--new-key-file", str(new))
+    assert code == 0, err
+    assert "offline: data key 2" in said
+    volume.noise(3 * CHUNK, CHUNK)
+    assert person.types("copy", str(volume.path))[0] == 65, "the old master key opens it no more"
+    person.key.write_bytes(new.read_bytes())
+    second = person.copies(volume.path)
+    for point, content in ((first, before), (second, volume.path.read_bytes())):
+        target = tmp_path / point["point"]
+        assert person.types("restore", "--point", point["point"], "--to", str(target))[0] == 0
+        assert target.read_bytes() == content
+    assert person.types("verify", "--full")[0] == 0

@@ -16,7 +16,7 @@ from orchestrator.repository.damage import DamageRecord, load_damage, put_damage
 from orchestrator.repository.errors import PointCancelled, StoreUnavailable, SweepBlocked
 from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.maintenance import SweepPlan, SweepResult, plan_sweep, sweep, usage
-from orchestrator.repository.manifest import PointRef, open_manifest
+from orchestrator.repository.manifest import PointRef, manifest_key, open_manifest
 from orchestrator.repository.pack import PackBuilder
 from orchestrator.repository.point import commit, remove
 from orchestrator.repository.relocation import seal_relocation
@@ -208,6 +208,57 @@ async def test_nothing_is_deleted_when_something_that_says_what_lives_can_not_be
     with pytest.raises(SweepBlocked):
         await _run(vault, days=2)
     assert await _names(vault, "") == before
+
+
+async def _damage(vault: Vault, key: str) -> None:
+    data = await vault.store.get(key)
+    await vault.store.delete(key)
+    await vault.store.put_new(key, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+async def _unreadable_intent(vault: Vault) -> tuple[PointRef, str]:
+    """Make a point, an unfinished heir whose intent is damaged, and remove the point."""
+    base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    record = point_record(sequence=2, size=60 * SIZE, chunk_size=SIZE, mode="delta", parent=base)
+    intent_id = await announce(vault, record, [3], base=base)
+    await _damage(vault, vault.names.intent(intent_id))
+    await remove(vault, base, OpenFence())
+    return PointRef(manifest_key(vault, record), ""), intent_id
+
+
+async def test_a_damaged_intent_is_ended_by_its_plan_when_it_is_old_and_sweeping_goes_on(vault: Vault) -> None:
+    point, intent_id = await _unreadable_intent(vault)
+    packs = await _names(vault, vault.names.packs)
+    with pytest.raises(SweepBlocked):
+        await _run(vault, days=6)
+    # when it is a week old
+    plan = await _plan(vault, days=8)
+    assert "can't be read" in plan.sentence()
+    result = await sweep(vault, plan, OpenFence())
+    # then nobody can commit it, and in the same run nothing else happened
+    assert result == SweepResult(cancelled_intents=1)
+    with pytest.raises(PointCancelled):
+        await open_manifest(vault, point.key)
+    assert await _names(vault, vault.names.packs) == packs
+    for days in (8, 10, 12):
+        await _run(vault, days)
+    assert await _names(vault, vault.names.packs) == set()
+    assert not {key for key in await _names(vault, vault.names.intents) if intent_id in key}
+
+
+async def test_a_person_may_end_a_damaged_intent_at_once_even_without_its_plan(vault: Vault) -> None:
+    kept = await backup(vault, _volume(5), sequence=9, chunk_size=SIZE)
+    _, intent_id = await _unreadable_intent(vault)
+    await _damage(vault, vault.names.plan(intent_id))
+    with pytest.raises(SweepBlocked):
+        await _run(vault, days=20)
+    plan = await plan_sweep(vault, now=_now(), grace=DAY, intent_age=WEEK, end_intents=[intent_id])
+    await sweep(vault, plan, OpenFence())
+    assert not {key for key in await _names(vault, vault.names.intents) if intent_id in key}
+    for days in (0, 2, 4):
+        await _run(vault, days)
+    assert len(await _names(vault, vault.names.packs)) == 1
+    assert await restore(vault, kept) == _volume(5)
 
 
 @pytest.mark.parametrize("fault", [Fault.CRASH, Fault.LOST, Fault.STALE])

@@ -1,0 +1,138 @@
+"""A year of a volume that changes: how much is stored of what is dead.
+
+Every day 1 % of the blocks is rewritten at random, a point is made, all but the newest 14 are removed and maintenance
+runs: the code of a mover, in a small repository. What lives is what the kept points reach: their chunks, each once,
+and the map pages and manifests that say where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks._volume import parse_size
+from orchestrator.blocks.offline import NAMESPACE, make_point, point_name
+from orchestrator.fence import OpenFence
+from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.keys import MasterKey
+from orchestrator.repository.liveness import LiveChunks, length_of
+from orchestrator.repository.maintenance import plan_sweep, sweep
+from orchestrator.repository.manifest import PointRef, open_manifest
+from orchestrator.repository.marking import Marking
+from orchestrator.repository.pack import slots_of
+from orchestrator.repository.partitions import COUNT
+from orchestrator.repository.point import remove
+from orchestrator.repository.repository import Repository
+from orchestrator.repository.store import open_store
+from orchestrator.repository.vault import Vault
+
+BLOCK = 64 * 1024
+KEEP, SHARE = 14, 0.01
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Simulate; `--size` is the volume's (default 256M); days by `--days` where the caller has it (default 365)."""
+    size, days = parse_size(args.size or "256M"), int(getattr(args, "days", None) or 365)
+    scratch = args.dir or ("/dev/shm" if Path("/dev/shm").is_dir() else None)
+    with tempfile.TemporaryDirectory(prefix="tidemark-year-", dir=scratch) as folder:
+        return asyncio.run(_year(Path(folder), size, days))
+
+
+async def _year(folder: Path, size: int, days: int) -> dict[str, Any]:
+    store = await open_store(f"file://{folder}/repository")
+    vault = await (await Repository.open_or_create(store, MasterKey(bytes(32)))).vault(NAMESPACE, create=True)
+    numbers, volume = random.Random(1), folder / "volume"
+    with volume.open("wb") as file:
+        for _ in range(size // BLOCK):
+            file.write(numbers.randbytes(BLOCK))
+    points = [(await make_point(vault, volume, chunk_size=BLOCK)).ref]
+    begun, ratios, moved, seconds = time.perf_counter(), list[float](), 0, 0.0
+    for day in range(1, days + 1):
+        lines = _change(volume, size, numbers)
+        base = point_name(points[-1].key)
+        points.append((await make_point(vault, volume, base=base, extents=lines)).ref)
+        for old in points[:-KEEP]:
+            await remove(vault, old, OpenFence())
+        points = points[-KEEP:]
+        started = time.perf_counter()
+        now = datetime.now(UTC) + timedelta(days=day, minutes=1)
+        plan = await plan_sweep(vault, now=now, grace=timedelta(days=1), intent_age=timedelta(days=7))
+        moved += (await sweep(vault, plan, OpenFence())).compacted.written
+        seconds += time.perf_counter() - started
+        if day % 5 == 0 or day == days:
+            live, stored = await _live(vault, points, folder), await _stored(vault)
+            ratios.append(stored / live)
+    await _restorable(vault, points[-1], volume)
+    late = ratios[len(ratios) // 2 :]
+    return {
+        "volume": size,
+        "days": days,
+        "stored": stored,
+        "live": live,
+        "storedPerLiveAtTheEnd": round(ratios[-1], 3),
+        "storedPerLiveMostInSecondHalf": round(max(late), 3),
+        "storedPerLiveMeanInSecondHalf": round(sum(late) / len(late), 3),
+        "bytesMovedPerDayOfVolume": round(moved / days / size, 5),
+        "maintenanceSecondsPerRun": round(seconds / days, 3),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def _change(volume: Path, size: int, numbers: random.Random) -> list[str]:
+    lines = []
+    with volume.open("r+b") as file:
+        for block in numbers.sample(range(size // BLOCK), max(1, round(size // BLOCK * SHARE))):
+            file.seek(block * BLOCK)
+            file.write(numbers.randbytes(BLOCK))
+            lines.append(f"{block * BLOCK} {BLOCK}")
+    return lines
+
+
+async def _live(vault: Vault, points: list[PointRef], folder: Path) -> int:
+    """Return the bytes that the points reach."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        marking, chunks, pages = Marking(vault, Path(name)), LiveChunks(Path(name), "live"), [0]
+        for ref in points:
+            marking.add_root((await open_manifest(vault, ref.key))[0].root)
+
+        def leaf(ref: Any, page: Any) -> None:
+            pages[0] += ref.length
+            chunks.leaf(ref, page)
+
+        def inner(ref: Any, page: Any) -> None:
+            pages[0] += ref.length
+            chunks.inner(ref, page)
+
+        await marking.run(on_leaf=leaf, on_inner=inner)
+        live = sum(
+            slots_of(length_of(word)) * 64
+            for number in range(COUNT)
+            for _, places in chunks.packs(number)
+            for word in places.tolist()
+        )
+        return live + pages[0]
+
+
+async def _stored(vault: Vault) -> int:
+    return sum([info.size async for info in vault.store.list("")])
+
+
+async def _restorable(vault: Vault, ref: PointRef, volume: Path) -> None:
+    """Raise unless the newest point is the volume, chunk id by chunk id."""
+    manifest, _ = await open_manifest(vault, ref.key)
+    seen = 0
+    with volume.open("rb") as file:
+        async for batch in MapReader(vault, manifest.root).batches():
+            for index, entry in batch:
+                file.seek(index * BLOCK)
+                if vault.keys.chunk_id(file.read(BLOCK)) != entry.id:
+                    raise AssertionError(f"chunk {index} of the newest point is another one")
+            seen += len(batch)
+    if seen != manifest.root.chunk_count:
+        raise AssertionError(f"the newest point holds {seen} of {manifest.root.chunk_count} chunks")

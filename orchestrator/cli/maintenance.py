@@ -1,0 +1,96 @@
+"""Sweep what no point needs out of a repository, and compact what is mostly dead, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
+from orchestrator.cli.parts.output import size, write_json
+
+app = typer.Typer()
+
+
+@app.command()
+def maintenance(
+    url: RepositoryUrl,
+    key_file: KeyFile,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    grace: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long what is unreached waits for readers.")
+    ] = 86400.0,
+    intent_age: Annotated[
+        float, typer.Option(min=3600.0, metavar="SECONDS", help="How old an unfinished backup gets before it is ended.")
+    ] = 604800.0,
+    compact: Annotated[
+        bool, typer.Option("--compact/--no-compact", help="Move what lives out of packs that are mostly dead.")
+    ] = True,
+    end_intent: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="End the unfinished backup whose damaged intent blocks sweeping."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE|-", help="Write the figures there.")] = None,
+    options: StoreOptions = None,
+) -> None:
+    """Sweep what no point needs any more, and compact packs that are mostly dead.
+
+    Two runs delete an object: one writes it down, another one, after the grace time, finds it still unreached. It may
+    run at any time, beside backups, restores and other runs, and may be stopped anywhere.
+
+    tidemark maintenance --repository s3://backups/shop --key-file master.key
+    """
+    if end_intent and namespace is None:
+        raise typer.BadParameter("it needs --namespace", param_hint="--end-intent")
+    ages = timedelta(seconds=grace), timedelta(seconds=intent_age)
+    rows = asyncio.run(_run(url, key_file, options, namespace, ages, tuple(end_intent or ()), dry_run, compact))
+    if json_file is not None:
+        write_json(json_file, rows)
+    if str(json_file) == "-":
+        return
+    for row in rows:
+        print(f"{row['namespace']}: {row['plan']}.")
+        if not dry_run:
+            done, moved = row["result"], row["result"]["compacted"]
+            print(
+                f"  deleted {done['deletedObjects']} objects ({size(done['deletedBytes'])}), wrote down "
+                f"{done['candidates']}, ended {done['cancelledIntents']} intents, "
+                f"compacted {moved['packs']} packs ({size(moved['freed'])}) into {size(moved['written'])}"
+            )
+    if not rows:
+        print("The repository holds no namespace.")
+
+
+async def _run(
+    url: str,
+    key_file: Path,
+    options: Path | None,
+    namespace: str | None,
+    ages: tuple[timedelta, timedelta],
+    end_intents: tuple[str, ...],
+    dry_run: bool,
+    compact: bool,
+) -> list[dict[str, Any]]:
+    import msgspec
+
+    from orchestrator.cli.parts.points import vaults
+    from orchestrator.clock import SystemClock
+    from orchestrator.fence import OpenFence
+    from orchestrator.repository.maintenance import plan_sweep, sweep
+
+    rows = []
+    async with repository(url, key_file, options) as opened:
+        for vault in await vaults(opened, namespace):
+            now, (grace, intent_age) = SystemClock().now(), ages
+            plan = await plan_sweep(
+                vault, now=now, grace=grace, intent_age=intent_age, compact=compact, end_intents=end_intents
+            )
+            row: dict[str, Any] = {"namespace": vault.namespace.name, "plan": plan.sentence()}
+            if not dry_run:
+                row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))
+            rows.append(row)
+    return rows
