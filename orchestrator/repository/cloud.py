@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -49,6 +50,7 @@ S3_OPTIONS = frozenset(
         "role_arn",
         "role_session_name",
         "web_identity_token_file",
+        "metadata_endpoint",
         "allow_http",
     }
 )
@@ -64,6 +66,10 @@ AZ_OPTIONS = frozenset(
         "endpoint",
         "use_emulator",
         "federated_token_file",
+        "authority_host",
+        "msi_endpoint",
+        "object_id",
+        "msi_resource_id",
         "allow_http",
     }
 )
@@ -179,7 +185,8 @@ class CloudStore:
                     raise StoreMissing(self.url) from None
                 if attempt == PUT_ATTEMPTS - 1:
                     raise StoreUnavailable(self.url, f"put failed ({_describe(error)})") from None
-            await asyncio.sleep(0.5 * 2**attempt)
+            # Spread, so that many movers that were told to slow down don't come back in step.
+            await asyncio.sleep(random.uniform(0.5, 1) * 2**attempt)  # noqa: S311 - no secret
 
     async def _settled(self, key: str, data: Bytes) -> bool:
         """Say whether the object is there with these bytes; ObjectConflict when with others."""
