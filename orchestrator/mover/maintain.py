@@ -1,4 +1,4 @@
-"""`tidemark mover maintain`: sweep what nothing in one namespace reaches any more."""
+"""`tidemark mover maintain`: sweep what nothing in one namespace reaches any more, compact what is mostly dead."""
 
 from __future__ import annotations
 
@@ -31,5 +31,6 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
     return MoverOutcome(
         ok=True,
         message=f"deleted {result.deleted_objects} objects with {result.deleted_bytes} bytes; "
-        f"{result.candidates} more wait out the grace time; {result.cancelled_intents} old intents ended",
+        f"{result.candidates} more wait out the grace time; {result.cancelled_intents} old intents ended; "
+        f"{result.compacted.packs} packs compacted into {result.compacted.written} bytes",
     )
