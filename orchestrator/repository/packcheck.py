@@ -68,6 +68,8 @@ class PackChecker:
     def __init__(self, vault: Vault, sample: Sample, chunk_limit: int) -> None:
         self._vault, self._sample = vault, sample
         self._reader = PackReader(vault, chunk_limit)
+        self.targets: set[ObjectRef] = set()
+        """Packs that moved chunks went to, where every byte is to be read: `check_target` reads what no map names."""
 
     async def check(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> PackCheck:
         """Check what maps name in a pack. `size` is as listed, None when the pack isn't there."""
@@ -86,10 +88,24 @@ class PackChecker:
         return await self._chunks(self._taken(entries))
 
     async def _gone(self, ref: ObjectRef, entries: Sequence[Entry]) -> PackCheck:
-        """Check a pack that isn't there: its chunks may have been moved."""
-        if await open_relocation(self._vault, ref) is None:
+        """Check a pack that isn't there: its chunks may have been moved, and who can't read where to has lost them."""
+        try:
+            moved = await open_relocation(self._vault, ref)
+        except (Damaged, UnsupportedFormat, ObjectMissing) as error:
+            return PackCheck(f"it was moved, and the record of it can't be read: {error}", whole=True)
+        if moved is None:
             return PackCheck("it is missing", whole=True)
+        if self._sample.share >= 1:
+            self.targets.update(moved.targets)
         return await self._chunks(self._taken(entries))
+
+    async def check_target(self, ref: ObjectRef) -> PackCheck:
+        """Check header, footer, padding and every chunk of a pack that compaction wrote; its users' chunks are known."""
+        try:
+            data = await self._vault.store.get(self._vault.names.pack(ref))
+        except ObjectMissing:
+            return PackCheck()  # chunks that live in it were found missing already
+        return PackCheck(await asyncio.to_thread(self._rest, ref, data), bytes_read=len(data))
 
     def _taken(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if self._sample.takes(entry)]
@@ -113,14 +129,14 @@ class PackChecker:
         """Return (slot, what) of the chunks that don't open; each of them was read twice."""
         try:
             sealed = await self._reader.fetch(entries[0].pack, entries)
-        except (Damaged, ObjectMissing) as error:
+        except (Damaged, ObjectMissing, UnsupportedFormat) as error:
             return [(entry.slot, str(error)) for entry in entries]
         doubtful = await asyncio.to_thread(self._open_all, sealed)
         failed = []
         for entry in doubtful:
             try:
                 await self._reader.read(entry)
-            except (Damaged, ObjectMissing) as error:
+            except (Damaged, ObjectMissing, UnsupportedFormat) as error:
                 failed.append((entry.slot, error.what if isinstance(error, Damaged) else str(error)))
         return failed
 

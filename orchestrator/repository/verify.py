@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -25,12 +26,15 @@ from orchestrator.repository.marking import Marking
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
 from orchestrator.repository.packcheck import PackCheck, PackChecker, Sample
 from orchestrator.repository.page import Inner, Leaf, Ref
+from orchestrator.repository.papers import damaged_papers
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.vault import Vault
 
 Depth = Literal["quick", "full"] | float
 _CHUNK = struct.Struct("<32sII32s")
 _LISTED = struct.Struct("<32sQ")
+_SPAN = struct.Struct("<32sII")
+"""Map object, slot and sealed length of a page."""
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -64,8 +68,9 @@ async def verify(
 
     `depth`: quick = manifests, every map page, presence and size of packs; a share between 0 and 1 = also that share
     of the chunks, taken at random or, with `turn`, so that turns one after the other take each chunk once in 1/share
-    runs; full = every byte. Chunks on record as damaged are read at every depth: what isn't found again has healed.
-    `progress` gets packs done and in all. Raises the store's Retryable errors.
+    runs; full = every byte, and the documents of writers and of maintenance. Chunks on record as damaged are read at
+    every depth: what isn't found again has healed. `progress` gets packs done and in all. Raises the store's Retryable
+    errors.
     """
     share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
     if not 0 <= share <= 1:
@@ -77,6 +82,8 @@ async def verify(
         await run.pages()
         await run.packs()
     findings, lost = list(run.findings), Counter[str]()
+    if share >= 1 and points is None:
+        findings += [Finding(key=name, what=what) async for name, what in damaged_papers(vault)]
     if run.bad:
         blamed, lost = await blame(vault, run.bad, run.points, known, (clock or SystemClock()) if record else None)
         findings.extend(blamed)
@@ -100,6 +107,7 @@ class _Verification:
         self.marking = Marking(vault, folder)
         self._uses = Partitions(folder, "uses", _CHUNK.size, 16)
         self._listed = Partitions(folder, "sizes", _LISTED.size, 16)
+        self._spans = Partitions(folder, "spans", _SPAN.size, 16)
         self.points: dict[str, Known] = {}
         self.findings: list[Finding] = []
         self.bad: list[Bad] = []
@@ -139,11 +147,13 @@ class _Verification:
             self._total += 1
             self._listed.add(_LISTED.pack(ref.to_bytes(), info.size))
 
-    def _leaf(self, _: Ref, leaf: Leaf) -> None:
+    def _leaf(self, ref: Ref, leaf: Leaf) -> None:
+        self._spans.add(_SPAN.pack(ref.object.to_bytes(), ref.slot, ref.length))
         for _index, entry in leaf.chunks():
             self._use(entry)
 
-    def _inner(self, _: Ref, page: Inner) -> None:
+    def _inner(self, ref: Ref, page: Inner) -> None:
+        self._spans.add(_SPAN.pack(ref.object.to_bytes(), ref.slot, ref.length))
         for number in page.numbers() if page.level == 1 else ():
             for _index, entry in page.overlay(number):
                 if entry is not None:
@@ -167,7 +177,7 @@ class _Verification:
         self.bad.append(Bad(kind, ref, what, slots, hurts))
 
     async def packs(self) -> None:
-        """Check every pack that a page names; `full` reads the headers of map objects too."""
+        """Check every pack that a page names; `full` reads map objects as a whole too."""
         checker = PackChecker(self._vault, self._sample, max(CHUNK_SIZES))
         done = 0
         for number in range(COUNT):
@@ -179,8 +189,10 @@ class _Verification:
                 if self._progress is not None:
                     self._progress(done, max(done, self._total))
             if self._sample.share >= 1:
-                for raw in sorted(set(self.marking.maps.records(number))):
-                    await self._map_header(ObjectRef.parse(raw))
+                for raw, spans in groupby(sorted(set(self._spans.records(number))), key=lambda record: record[:32]):
+                    await self._map_rest(ObjectRef.parse(raw), [_SPAN.unpack(record)[1:] for record in spans])
+        for ref in sorted(checker.targets):
+            self._count(ref, await checker.check_target(ref))
 
     def _count(self, ref: ObjectRef, checked: PackCheck) -> None:
         self.chunks += checked.chunks
@@ -188,14 +200,23 @@ class _Verification:
         if checked.what:
             self._note("pack", ref, checked.what, set(checked.slots), bool(checked.slots) or checked.whole)
 
-    async def _map_header(self, ref: ObjectRef) -> None:
-        """Check a map object's header: readers don't need it, but an altered one is damage all the same."""
+    async def _map_rest(self, ref: ObjectRef, spans: Sequence[tuple[int, int]]) -> None:
+        """Check what readers don't need of a map object, its header and what fills up its pages' last slots.
+
+        `spans`: slot and sealed length of its pages. Altered, it is damage all the same.
+        """
         name = self._vault.names.map(ref)
         try:
-            head = await self._vault.store.get_range(name, 0, SLOT_UNIT)
-            if self._vault.cipher(Kind.MAP, name, head).header[16:32] != ref.random:
+            data = await self._vault.store.get(name)
+            if self._vault.cipher(Kind.MAP, name, data).header[16:32] != ref.random:
                 raise Damaged(name, "its id isn't the one in its name")
-        except (Damaged, UnsupportedFormat, ObjectMissing) as error:
+            for slot, length in spans:
+                end = slot * SLOT_UNIT + length
+                if any(data[end : end + -length % SLOT_UNIT]):
+                    raise Damaged(name, f"there is something between the page at slot {slot} and the next")
+        except ObjectMissing:
+            return  # its pages were read a moment ago: the points that needed it were removed since
+        except (Damaged, UnsupportedFormat) as error:
             self._note("map", ref, error.what if isinstance(error, Damaged) else str(error), set(), hurts=False)
 
 
