@@ -167,6 +167,7 @@ PATHS = {
     "Service": "/api/v1/namespaces/tidemark-system/services",
     "ConfigMap": "/api/v1/namespaces/tidemark-system/configmaps",
     "Deployment": "/apis/apps/v1/namespaces/tidemark-system/deployments",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/tidemark-system/poddisruptionbudgets",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/tidemark-system/networkpolicies",
     "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/tidemark-system/roles",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/tidemark-system/rolebindings",

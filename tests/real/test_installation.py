@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -35,17 +35,6 @@ async def monitoring(cluster: RealCluster) -> AsyncIterator[None]:
     await asyncio.to_thread(cluster.kubectl, "apply", "--server-side", "-f", folder)
     yield
     await asyncio.to_thread(cluster.kubectl, "delete", "-f", folder)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def installed(cluster: RealCluster) -> AsyncIterator[Installed]:
-    """One replica of this checkout's chart, shared by the tests below that change it; all of it goes at the end."""
-    made = Installed(cluster, {"controller": {"replicas": 1, "leaseDurationSeconds": 6}})
-    try:
-        await made.install()
-        yield made
-    finally:
-        await made.remove()
 
 
 async def kubectl(
@@ -195,10 +184,17 @@ async def test_a_mover_that_asks_for_more_is_refused(cluster: RealCluster, home:
 # Install, upgrade, take over, uninstall
 
 
-@pytest.fixture
-def previous(tmp_path: Path) -> Path:
+class Upgraded(NamedTuple):
+    """A release that was upgraded, and the uids of what was there before."""
+
+    release: Installed
+    before: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The chart of an earlier release, with the definitions of then: one field less in each."""
-    chart = tmp_path / "previous"
+    chart = tmp_path_factory.mktemp("chart") / "previous"
     (chart / "templates").mkdir(parents=True)
     (chart / "Chart.yaml").write_text("apiVersion: v2\nname: tidemark\nversion: 0.0.1\n")
     shutil.copy(CHARTS / "previous" / "objects.yaml", chart / "templates" / "objects.yaml")
@@ -236,18 +232,6 @@ KEPT = {"backuprepository": "", "backuppolicy": "chart-data", "recoverypoint": "
 UPGRADE_CRDS = ("apply", "--server-side", "--force-conflicts", "-f", "charts/tidemark/crds/")
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def data(cluster: RealCluster) -> AsyncIterator[None]:
-    """What people and runs have made: none of it may go with a release."""
-    yield
-    for kind in ("backuppolicy", "recoverypoint"):
-        gone = ["patch", kind, "kept", "-n", "chart-data", "--type=merge", '-p={"metadata":{"finalizers":null}}']
-        await kubectl(cluster, *gone, ok=False)  # nobody is left who would take them off
-        await kubectl(cluster, "delete", kind, "kept", "-n", "chart-data", "--ignore-not-found", "--wait=false")
-    await kubectl(cluster, "delete", "backuprepository", "kept", "--ignore-not-found")
-    await kubectl(cluster, "delete", "namespace", "chart-data", "--ignore-not-found")
-
-
 async def uids(cluster: RealCluster) -> dict[str, str]:
     """Return the uids of what must stay, and of the definitions."""
     found = {}
@@ -261,34 +245,37 @@ async def uids(cluster: RealCluster) -> dict[str, str]:
     return found | {name: uid for name, uid in pairs if name.endswith("tidemark.dev")}
 
 
-async def test_an_upgrade_and_an_uninstall_leave_definitions_and_data_alone(
-    cluster: RealCluster, previous: Path, data: None
-) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def upgraded(cluster: RealCluster, previous: Path) -> AsyncIterator[Upgraded]:
+    """An earlier release with data of people and runs, upgraded to this checkout's chart; all goes at the end."""
     installed = Installed(cluster, {"controller": {"replicas": 1, "leaseDurationSeconds": 6}})
     try:
         await installed.install(previous, values=False)
         await kubectl(cluster, "create", "namespace", "chart-data")
         await kubectl(cluster, "apply", "-f", "-", stdin=DATA)
         before = await uids(cluster)
-        assert len(before) == len(KEPT) + 5
-
         # As docs/operations.md says: the definitions first, for helm never changes any.
         await kubectl(cluster, *UPGRADE_CRDS)
-        definition = await kubectl(cluster, "get", "crd", "backuppolicies.tidemark.dev", "-o", "yaml")
-        assert "As it was." not in definition.stdout
         await installed.upgrade()
-        assert await uids(cluster) == before
-        assert (await installed.get("/readyz"))[0] == 200
-
-        await installed.uninstall()
-        assert await uids(cluster) == before
-        assert await installed.pods() == []
-
-        # And a later installation finds them.
-        await installed.install()
-        assert await uids(cluster) == before
+        yield Upgraded(installed, before)
     finally:
         await installed.remove()
+        for kind in ("backuppolicy", "recoverypoint"):
+            gone = ["patch", kind, "kept", "-n", "chart-data", "--type=merge", '-p={"metadata":{"finalizers":null}}']
+            await kubectl(cluster, *gone, ok=False)  # nobody is left who would take them off
+            await kubectl(cluster, "delete", kind, "kept", "-n", "chart-data", "--ignore-not-found", "--wait=false")
+        await kubectl(cluster, "delete", "backuprepository", "kept", "--ignore-not-found")
+        await kubectl(cluster, "delete", "namespace", "chart-data", "--ignore-not-found", "--wait=false")
+
+
+async def test_an_upgrade_from_an_earlier_release_keeps_definitions_and_data(
+    cluster: RealCluster, upgraded: Upgraded
+) -> None:
+    assert len(upgraded.before) == len(KEPT) + 5
+    assert await uids(cluster) == upgraded.before
+    definition = await kubectl(cluster, "get", "crd", "backuppolicies.tidemark.dev", "-o", "yaml")
+    assert "As it was." not in definition.stdout
+    assert (await upgraded.release.get("/readyz"))[0] == 200
 
 
 async def test_the_upgrades_words_are_those_of_the_documentation() -> None:
@@ -296,8 +283,8 @@ async def test_the_upgrades_words_are_those_of_the_documentation() -> None:
     assert f"kubectl {' '.join(UPGRADE_CRDS)}" in page
 
 
-async def test_the_controller_runs_as_rendered(cluster: RealCluster, installed: Installed) -> None:
-    [pod] = await installed.pods()
+async def test_the_controller_runs_as_rendered(cluster: RealCluster, upgraded: Upgraded) -> None:
+    [pod] = await upgraded.release.pods()
     [record] = json.loads((cluster.data / "pods" / pod["metadata"]["uid"] / "processes.json").read_text())["processes"]
     seen = Path("/proc") / str(record["pid"])
     status = dict(line.split(":\t", 1) for line in (seen / "status").read_text().splitlines() if ":\t" in line)
@@ -319,33 +306,54 @@ async def test_the_controller_runs_as_rendered(cluster: RealCluster, installed: 
     assert payload["exp"] - payload["iat"] <= 3607 or payload["kubernetes.io"].get("warnafter")
 
 
-async def test_a_changed_value_rolls_the_deployment(installed: Installed) -> None:
-    [before] = await installed.pods()
+async def test_a_changed_value_rolls_the_deployment(upgraded: Upgraded) -> None:
+    before = {pod["metadata"]["uid"] for pod in await upgraded.release.pods()}
 
-    await installed.upgrade({"controller": {"logLevel": "debug"}})
+    await upgraded.release.upgrade({"controller": {"logLevel": "debug", "replicas": 2}})
 
-    [after] = await installed.pods()
-    assert after["metadata"]["uid"] != before["metadata"]["uid"]
-    assert "--log-level=debug" in after["spec"]["containers"][0]["args"]
+    after = await upgraded.release.pods()
+    assert len(after) == 2
+    assert not before & {pod["metadata"]["uid"] for pod in after}
+    assert all("--log-level=debug" in pod["spec"]["containers"][0]["args"] for pod in after)
 
 
-async def test_of_two_replicas_one_works_and_the_other_takes_over(installed: Installed) -> None:
-    await installed.upgrade({"controller": {"replicas": 2}})
-    first = await _until(installed.leader)
-    nodes = {pod["spec"]["nodeName"] for pod in await installed.pods()}
+async def test_of_two_replicas_one_works_and_the_other_takes_over(upgraded: Upgraded) -> None:
+    release = upgraded.release
+    if len(await release.pods()) != 2:
+        await release.upgrade({"controller": {"replicas": 2}})
+    first = await _until(release.leader)
+    nodes = {pod["spec"]["nodeName"] for pod in await release.pods()}
 
     assert len(nodes) == 2, "not both on one node"
-    assert await installed.kill(first) == 1
+    assert await release.kill(first) == 1
 
     async def another() -> str:
-        found = await installed.leader()
+        found = await release.leader()
         return found if found != first else ""
 
     second = await _until(another)
     assert second
-    await installed.ready()
-    restarts = {pod["metadata"]["name"]: _restarts(pod) for pod in await installed.pods()}
-    assert restarts == {first: 1, second: 0}
+
+    async def restarted() -> str:
+        return (
+            "yes"
+            if {p["metadata"]["name"]: _restarts(p) for p in await release.pods()} == {first: 1, second: 0}
+            else ""
+        )
+
+    await _until(restarted)
+
+
+async def test_an_uninstall_leaves_definitions_and_data_alone(cluster: RealCluster, upgraded: Upgraded) -> None:
+    await upgraded.release.uninstall()
+
+    assert await upgraded.release.pods() == []
+    assert await uids(cluster) == upgraded.before
+
+    # And a later installation finds them.
+    upgraded.release.values["controller"]["replicas"] = 0
+    await upgraded.release.install()
+    assert await uids(cluster) == upgraded.before
 
 
 def _restarts(pod: dict[str, Any]) -> int:
