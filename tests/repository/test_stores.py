@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import secrets
@@ -26,8 +27,25 @@ from orchestrator.repository.errors import (
     StoreMissing,
     StoreOptionUnknown,
 )
+from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.probe import probe_conditional_put
+from orchestrator.repository.repository import Repository
 from orchestrator.repository.store import CountingStore, Store, coalesce, open_store
+from orchestrator.repository.verify import verify
+from tests.repository import emulators
+from tests.repository.engine import backup, new_vault, restore
+
+
+async def lives_in(store: Store) -> None:
+    """Make a repository with a chain of points, read it back whole, prove it."""
+    vault = await new_vault(store)
+    first = secrets.token_bytes(40 * 1024)
+    one = await backup(vault, first, sequence=1, chunk_size=1024)
+    second = first[:1024] + bytes(1024) + first[2048:]
+    two = await backup(vault, second, sequence=2, touched=[1], base=one, chunk_size=1024)
+    assert await restore(vault, one) == first
+    assert await restore(vault, two) == second
+    assert (await verify(vault, depth="full")).ok
 
 
 class StoreContract:
@@ -104,6 +122,9 @@ class StoreContract:
     async def test_it_honours_conditional_put(self, store: Store) -> None:
         await probe_conditional_put(store)
         assert [info async for info in store.list("")] == []
+
+    async def test_a_repository_lives_there(self, store: Store) -> None:
+        await lives_in(store)
 
 
 @pytest.mark.quick
@@ -283,3 +304,63 @@ class TestS3(StoreContract):
             await missing.put_new("k", b"x")
         with pytest.raises(StoreMissing):
             assert [info async for info in missing.list("")] == []
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with emulators.azure(tmp_path_factory.mktemp("azure")) as options:
+        yield options
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with emulators.gcs(tmp_path_factory.mktemp("gcs")) as url:
+        yield url
+
+
+@pytest.mark.real
+class TestAzure(StoreContract):
+    @pytest.fixture
+    def options(self, azurite: dict[str, str]) -> dict[str, str]:
+        return azurite
+
+    @pytest.fixture
+    async def store(self, options: dict[str, str]) -> Store:
+        return await open_store(f"az://bucket/some/{uuid.uuid4().hex}", options)
+
+    async def test_wrong_credentials_and_missing_containers_are_told_apart(self, options: dict[str, str]) -> None:
+        wrong = base64.b64encode(b"another").decode()
+        denied = await open_store("az://bucket/p", {**options, "account_key": wrong})
+        with pytest.raises(AccessDenied):
+            await denied.get("k")
+        with pytest.raises(AccessDenied):
+            await denied.put_new("k", b"x")
+        missing = await open_store("az://nobucket/p", options)
+        with pytest.raises(StoreMissing):
+            await missing.put_new("k", b"x")
+        with pytest.raises(StoreMissing):
+            assert [info async for info in missing.list("")] == []
+
+    async def test_a_shared_access_signature_is_enough(self, options: dict[str, str]) -> None:
+        sas = emulators.azure_sas(options)
+        held = {"account_name": options["account_name"], "endpoint": options["endpoint"], "sas_key": sas}
+        store = await open_store(f"az://bucket/sas/{uuid.uuid4().hex}", held)
+        await store.put_new("k", b"x")
+        with pytest.raises(ObjectConflict):
+            await store.put_new("k", b"y")
+        assert await store.get("k") == b"x"
+
+
+@pytest.mark.real
+class TestGoogle(StoreContract):
+    @pytest.fixture
+    async def store(self, emulator: str) -> AsyncIterator[Store]:
+        async with emulators.gcs_front(emulator) as options:
+            yield await open_store(f"gs://bucket/some/{uuid.uuid4().hex}", options)
+
+    async def test_a_store_that_never_heard_of_preconditions_is_refused(self, emulator: str) -> None:
+        async with emulators.gcs_front(emulator, deaf=True) as options:
+            store = await open_store(f"gs://bucket/deaf/{uuid.uuid4().hex}", options)
+            with pytest.raises(ConditionalPutMissing):
+                await Repository.open_or_create(store, MasterKey(bytes(32)))
+            assert [info async for info in store.list("")] == [], "nothing is begun there"
