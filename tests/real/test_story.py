@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from orchestrator.api.foreign.core import Namespace, PersistentVolumeClaim, Pod
+from orchestrator.api.foreign.core import PersistentVolumeClaim, Pod
 from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.tidemark import BackupPolicy, RecoveryPoint, Restore
 from orchestrator.api.tidemark.backup import BackupPhase
@@ -40,14 +40,6 @@ async def world(cluster: RealCluster, tmp_path_factory: pytest.TempPathFactory) 
         yield found
 
 
-async def remove_namespace(world: RealWorld, name: str) -> None:
-    """Delete a namespace and wait until it is gone."""
-    found = await world.client.find(Namespace, name)
-    if found is not None:
-        await world.client.delete(Namespace, name, uid=found.uid)
-        await world.until(Namespace, name, "", lambda n: n is None, within_s=LONG)
-
-
 def user_of(claim: str, zone: str) -> dict[str, object]:
     """Return a pod that uses a claim in a zone for as long as it is let."""
     container = {
@@ -73,7 +65,7 @@ async def test_the_demonstration_holds_on_a_real_cluster(world: RealWorld) -> No
     try:
         await tell_story(script, 64 << 20, 1.0)
     finally:
-        await remove_namespace(world, DEMO_NAMESPACE)
+        await world.remove_namespace(DEMO_NAMESPACE)
     broken = [check for check in script.report.checks if not check["held"]]
     assert not broken, "\n".join([*map(str, broken), *lines])
     assert len(script.report.restores) == 6
@@ -98,7 +90,7 @@ async def images(world: RealWorld) -> AsyncIterator[dict[str, Path]]:
     }
     await world.apply(BackupPolicy, "all", SHOP, spec)
     yield found
-    await remove_namespace(world, SHOP)
+    await world.remove_namespace(SHOP)
 
 
 async def backed_up(world: RealWorld, name: str) -> dict[str, RecoveryPoint]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.api.foreign.core import Event, PersistentVolume, PersistentVolumeClaim, Secret
+from orchestrator.api.foreign.core import Event, Namespace, PersistentVolume, PersistentVolumeClaim, Secret
 from orchestrator.api.meta import K8sObject
 from orchestrator.api.tidemark import BackupRepository, RecoveryPoint
 from orchestrator.demo.programs import Program
@@ -69,6 +69,13 @@ class RealWorld(World):
     async def kill_installed(self) -> None:
         """kill -9 the controller in its Pod; the node starts it again."""
         assert await self.installed.kill()
+
+    async def remove_namespace(self, name: str) -> None:
+        """Delete a namespace, if it is there, and wait until it is gone."""
+        found = await self.client.find(Namespace, name)
+        if found is not None:
+            await self.client.delete(Namespace, name, uid=found.uid)
+            await self.until(Namespace, name, "", lambda n: n is None, within_s=LONG)
 
     async def leftovers(self, namespace: str, snapshots: int) -> list[str]:
         """Return what should not be there; the controller's own Pod should."""
