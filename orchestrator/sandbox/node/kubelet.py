@@ -59,7 +59,7 @@ from orchestrator.sandbox.storage.protection import claims_of
 log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
-_ENTRYPOINT = ("tidemark",)
+ENTRYPOINT = ("tidemark",)
 """What an image runs when the pod names no command: there are no images here."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LOST = "the container was running when its node restarted"
@@ -244,7 +244,7 @@ class Kubelet(Role):
     async def _start(self, pod: Manifest, state: PodState, container: Manifest) -> None:
         home = self._home(uid(pod))
         given = state.environments[container["name"]]
-        words = [*(container.get("command") or _ENTRYPOINT), *(container.get("args") or [])]
+        words = [*(container.get("command") or ENTRYPOINT), *(container.get("args") or [])]
         binaries = str(Path(sys.executable).parent)
         termination = state.termination(home, container["name"])
         search = os.environ.get("PATH", os.defpath)
