@@ -197,25 +197,27 @@ class Sweeper:
 
     async def _sweep_point(self, found: Found, point: RecoveryPoint | None) -> bool:
         verdict = leftover(point, self.context.clock.now(), self._grace_s)
-        original = self._original(found) if verdict.snapshot else None
-        if not verdict.transient or not (original or _transient(found)):
+        originals = self._originals(found) if verdict.snapshot else []
+        if not verdict.transient or not (originals or _transient(found)):
             return False
-        return await self._remove(found.uid, LABEL_POINT_UID, original)
+        done = [await self._remove(found.uid, LABEL_POINT_UID, original) for original in originals]
+        return all(done) if done else await self._remove(found.uid, LABEL_POINT_UID, None)
 
-    def _original(self, found: Found) -> teardown.Original | None:
-        """Return the tenant's snapshot among the objects, None when there is none or it must stay."""
+    def _originals(self, found: Found) -> list[teardown.Original]:
+        """Return the tenant's snapshot among the objects, none when there is none or it must stay.
+
+        Without its content nobody can tell which of several VolumeSnapshots with our labels is it: all are looked at.
+        """
         contents = [o for o in found.objects if isinstance(o, VolumeSnapshotContent)]
         content = next((o for o in contents if o.name != transient_name(found.uid)), None)
-        name = original_name(found.uid)
-        snapshot = next((o for o in found.objects if isinstance(o, VolumeSnapshot) and o.name == name), None)
-        if content is not None and self._is_last_copy(content):
-            return None
-        if snapshot is not None:
-            return teardown.Original(snapshot.namespace, name, content.name if content is not None else "")
         if content is not None:
+            if self._is_last_copy(content):
+                return []
             ref = content.spec.volume_snapshot_ref
-            return teardown.Original(ref.namespace, ref.name, content.name)
-        return None
+            return [teardown.Original(ref.namespace, ref.name, content.name)]
+        name = original_name(found.uid)
+        snapshots = [o for o in found.objects if isinstance(o, VolumeSnapshot) and o.name == name]
+        return [teardown.Original(snapshot.namespace, name, "") for snapshot in snapshots]
 
     def _is_last_copy(self, content: VolumeSnapshotContent) -> bool:
         """Return whether a content is all that is left of a namespace that is gone: only a person may destroy it."""

@@ -144,7 +144,10 @@ def _pending(seen: RecoveryPointSeen) -> Step:
     if claim is None or claim.uid != spec.pvc_uid:
         what = "is gone" if claim is None else "is another one now"
         return _fail("VolumeGone", f"Claim {spec.pvc_name} {what}. Its points stay; back up the new claim instead.")
-    if not claim.bound or volume is None:
+    ref = volume.spec.claim_ref if volume is not None else None
+    # A claim may name whatever volume it likes: what counts is that the volume names the claim.
+    foreign = ref is not None and ref.uid not in ("", claim.uid)
+    if not claim.bound or volume is None or foreign:
         if _older_than(seen, seen.point.metadata.creation_timestamp, seen.bounds.snapshot_timeout_s):
             return _fail("VolumeNotBound", f"Claim {claim.name} has no volume yet, so there is nothing to back up.")
         return Wait("VolumeNotBound", f"Claim {claim.name} is not bound to a volume yet.", after_s=10.0)

@@ -1,8 +1,9 @@
 """Whose an object is: made by us for one recovery point or restore, or a stranger's under the name that we wanted.
 
 Names are deterministic, so AlreadyExists is the usual answer after a crash. It is believed only when the labels name
-our work, the caller finds in the spec what it would have written, and we are among those who wrote the object (labels
-can be copied by anybody, the API server's record of managers can't); a stranger's object is never adopted.
+our work, the caller finds in the spec what it would have written, and we are among those who wrote the object. Labels
+come along with any copy of an object; the API server's record of managers does not, though a client chooses its name in
+there. So whoever sets out to deceive gets no further than to an object that is what ours would have been.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _managed(kind: type[K8sObject]) -> type[_Managed]:
     return type(f"Managed{kind.__name__}", (_Managed,), {"RESOURCE": kind.RESOURCE})
 
 
-async def _written_by_us(client: Client, kind: type[K8sObject], name: str, namespace: str) -> bool:
+async def written_by_us(client: Client, kind: type[K8sObject], name: str, namespace: str) -> bool:
     """Return whether our field manager wrote the object; a server that keeps no such record is taken as saying so."""
     found = await client.find(_managed(kind), name, namespace)
     managers = {entry.manager for entry in found.metadata.managed_fields} if found is not None else set()
@@ -108,7 +109,7 @@ async def create_ours(
         raise NameTaken(kind.RESOURCE.kind, namespace, name)
     if wrong := fits(there):
         raise NameTaken(kind.RESOURCE.kind, namespace, name, wrong)
-    if not await _written_by_us(client, kind, name, namespace):
+    if not await written_by_us(client, kind, name, namespace):
         raise NameTaken(kind.RESOURCE.kind, namespace, name, "somebody else wrote it in our name")
     if there.deleting:
         raise StillGoing(kind.RESOURCE.kind, namespace, name)

@@ -24,7 +24,7 @@ from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_POINT_UID, 
 from orchestrator.errors import Terminal
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import NotFound
-from orchestrator.volumes.ownership import create_ours
+from orchestrator.volumes.ownership import create_ours, written_by_us
 
 SKEW = timedelta(seconds=60)
 """How far a snapshot's own time may lie outside what we saw (control plane rule 6)."""
@@ -77,7 +77,9 @@ async def ensure(client: Client, wanted: Wanted) -> VolumeSnapshot:
     """Take the snapshot; idempotent. Raises NameTaken, StillGoing."""
 
     def fits(there: VolumeSnapshot) -> str:
-        return "" if there.spec.source.persistent_volume_claim_name == wanted.pvc_name else "it is of something else"
+        spec = there.spec
+        found = (spec.source.persistent_volume_claim_name, spec.volume_snapshot_class_name)
+        return "" if found == (wanted.pvc_name, wanted.class_name) else "it is of something else"
 
     return await create_ours(client, VolumeSnapshot, build(wanted), fits)
 
@@ -143,12 +145,16 @@ def cut_time(creation_ns: int | None, snapshot_created: datetime, first_seen: da
 async def destroy(client: Client, namespace: str, name: str, content_name: str, point_uid: str) -> bool:
     """Destroy the physical snapshot with both its objects; True when both are gone. Idempotent.
 
-    Objects that don't carry the point's label, or a content that points elsewhere, are left alone (and count as gone).
+    Objects that don't carry the point's label, a content that points elsewhere, and a VolumeSnapshot that somebody else
+    made with our labels are left alone (and count as gone).
     """
     snapshot = await client.find(VolumeSnapshot, name, namespace)
     if snapshot is not None and snapshot.metadata.labels.get(LABEL_POINT_UID) != point_uid:
         snapshot = None
     content = await _content_of(client, snapshot, content_name, point_uid)
+    if snapshot is not None and not await _is_ours(client, snapshot, content, point_uid):
+        snapshot = None
+        content = await _content_of(client, None, content_name, point_uid)
     if content is not None and content.spec.deletion_policy != "Delete" and not content.deleting:
         content = await _doom(client, content, point_uid)
     if snapshot is not None:
@@ -162,6 +168,15 @@ async def destroy(client: Client, namespace: str, name: str, content_name: str, 
         await _annotate_deleted(client, content)
         await client.delete(VolumeSnapshotContent, content.name, uid=content.uid)
     return False
+
+
+async def _is_ours(
+    client: Client, snapshot: VolumeSnapshot, content: VolumeSnapshotContent | None, point_uid: str
+) -> bool:
+    """Return whether a VolumeSnapshot with our label is ours: its content says so (no tenant writes it), or we did."""
+    if content is not None and content.metadata.labels.get(LABEL_POINT_UID) == point_uid:
+        return content.spec.volume_snapshot_ref.uid == snapshot.uid
+    return await written_by_us(client, VolumeSnapshot, snapshot.name, snapshot.namespace)
 
 
 async def _content_of(

@@ -20,6 +20,7 @@ from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context
 from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.demo import install
+from orchestrator.kube.client import Client
 from orchestrator.kube.errors import NotFound
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
@@ -82,6 +83,36 @@ async def test_a_deleted_record_takes_its_snapshot_along_and_never_its_data(clus
     await cluster.nothing_is_left_of(gone, snapshot=False)
     await cluster.nothing_is_left_of(kept, snapshot=True)
     assert await asyncio.to_thread((cluster.directory / "repository" / gone.status.manifest.key).exists)
+
+
+async def test_a_copy_of_our_snapshot_that_somebody_made_is_theirs_and_does_not_shield_ours(cluster: Bed) -> None:
+    """Labels come along when objects are copied; a name too, into another namespace."""
+    home = "copies"
+    await cluster.client.apply(Namespace, {"metadata": {"name": home}})
+    claim = await cluster.volume("copied")
+    theirs = await cluster.volume("theirs", namespace=home)
+    async with cluster.controller():
+        point = await cluster.completed(claim)
+    ours = await cluster.client.get(VolumeSnapshot, point.status.snapshot_name, TENANT)
+    stranger = str(uuid.uuid4())
+    config = str(cluster.sandbox.kubeconfig)
+    async with await Client.connect(kubeconfig=config, field_manager="kubectl-create") as person:
+        for uid in (point.uid, stranger):
+            labels = {**ours.metadata.labels, LABEL_POINT_UID: uid}
+            manifest = {
+                "metadata": {"name": f"tidemark-{uid}", "namespace": home, "labels": labels},
+                "spec": {
+                    "source": {"persistentVolumeClaimName": theirs.name},
+                    "volumeSnapshotClassName": ours.spec.volume_snapshot_class_name,
+                },
+            }
+            await person.create_raw(VolumeSnapshot.RESOURCE, manifest, VolumeSnapshot)
+    await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
+
+    await sweep(cluster)
+
+    await cluster.nothing_is_left_of(point, snapshot=False)
+    assert {f"tidemark-{point.uid}", f"tidemark-{stranger}"} <= set(await cluster.of(VolumeSnapshot, home))
 
 
 async def test_the_last_copy_of_a_namespace_that_is_gone_is_left_to_people(cluster: Bed) -> None:

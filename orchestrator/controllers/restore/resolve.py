@@ -136,16 +136,17 @@ def target_namespace(context: Context, restore: Restore) -> str:
     """Return where the claim is made. Raises RestoreRefused, TargetInvalid."""
     name = restore.spec.target.namespace or restore.namespace
     namespace = context.caches.of(Namespace).get(name)
-    if namespace is None:
-        raise TargetInvalid(f"There is no namespace {name!r}")
-    if namespace.deleting:
-        raise TargetInvalid(f"Namespace {name!r} is being deleted")
-    accepted = namespace.metadata.annotations.get(ANNOTATION_ACCEPT_RESTORES, "")
+    accepted = namespace.metadata.annotations.get(ANNOTATION_ACCEPT_RESTORES, "") if namespace is not None else ""
     if name != restore.namespace and restore.namespace not in [part.strip() for part in accepted.split(",")]:
+        # The same words for one that is not there: whose names there are is nobody's business.
         raise RestoreRefused(
             f"Namespace {name!r} does not accept restores from {restore.namespace!r} "
             f"(annotation {ANNOTATION_ACCEPT_RESTORES})"
         )
+    if namespace is None:
+        raise TargetInvalid(f"There is no namespace {name!r}")
+    if namespace.deleting:
+        raise TargetInvalid(f"Namespace {name!r} is being deleted")
     return name
 
 
