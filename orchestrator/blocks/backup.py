@@ -23,6 +23,7 @@ from orchestrator.blocks.copying import Reader, Result, Shop, Work
 from orchestrator.blocks.crew import Channel, Crew, Sequence
 from orchestrator.blocks.equal import EqualChunks, Place, record
 from orchestrator.blocks.errors import PlanMismatch
+from orchestrator.blocks.others import Others
 from orchestrator.blocks.plan import add_resized
 from orchestrator.blocks.source import Source
 from orchestrator.blocks.tally import Tallies
@@ -30,8 +31,9 @@ from orchestrator.blocks.throttle import Throttle
 from orchestrator.blocks.units import UNIT_BYTES, Unit, cut
 from orchestrator.errors import MESSAGE_LIMIT, TidemarkError
 from orchestrator.extents import ChunkSet
+from orchestrator.repository import neighbours
 from orchestrator.repository.chunkmap import MapReader
-from orchestrator.repository.damage import load_damage
+from orchestrator.repository.damage import DamageIndex, load_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing, UnsupportedFormat
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
@@ -177,6 +179,7 @@ class _Copier:
         found: Salvage,
         planned: tuple[int, int],
         without: TidemarkError | None,
+        others: Others,
     ) -> None:
         record = plan.record
         self._vault, self._plan, self._chunks, self._known, self._found = vault, plan, chunks, known, found
@@ -184,7 +187,7 @@ class _Copier:
         self._first, self._stop = shard_range(chunks.chunk_count, plan.shards, number)
         self._loop = asyncio.get_running_loop()
         self._tally = tallies.new()
-        self._without = without
+        self._without, self._others = without, others
         self._inherits = plan.mode == "delta" and without is None
         self._reused: list[int] = []
         """Chunks that an earlier try stored, of which the base was not asked yet."""
@@ -215,7 +218,7 @@ class _Copier:
                 options.iops_limit and options.iops_limit / plan.shards,
                 wait=self._crew.pause,
             ),
-            equal=EqualChunks(planned[0], self._recall) if options.equal_chunks else None,
+            equal=EqualChunks(planned[0] + others.count, self._recall) if options.equal_chunks else None,
             packs=self._packs,
             todo=Channel(self._crew, window),
             done=Sequence(self._crew, window),
@@ -260,17 +263,22 @@ class _Copier:
         planned = await asyncio.to_thread(planned_in, chunks, *shard)
         # Who reads nothing refers to nothing anew, and no earlier try can have stored anything.
         found = await salvage(vault, plan.record.point_id) if planned[0] else Salvage()
+        worthwhile = neighbours.worthwhile(intent, plan.record.chunk_size, planned[0]) if options.equal_chunks else []
+        damage = await load_damage(vault) if planned[0] and (root or worthwhile) else DamageIndex()
         if root is not None:
-            damage = await load_damage(vault) if planned[0] else None
             with _reading_earlier():
                 known = MapReader(vault, root, avoid=damage)
-        return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned, without)
+        others = Others(worthwhile, damage)
+        return cls(vault, plan, chunks, source, number, options, tallies, known, found, planned, without, others)
 
     async def copy(self) -> Shard:
         """Run the threads, wait for the last uploads, and return the finished shard, not put yet."""
         started = time.perf_counter()
         if len(self._found) and self._shop.equal is not None:
             await asyncio.to_thread(self._remember_salvaged, self._shop.equal)
+        if self._shop.equal is not None:
+            with self._tally.stage("others"):
+                await self._others.remember(self._vault, self._shop.equal)
         self._crew.add("feeder", self._feed)
         self._crew.add("mapper", self._map)
         for number in range(self._options.readers):

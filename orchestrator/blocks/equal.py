@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from orchestrator.repository.layout import ObjectRef
@@ -90,6 +90,12 @@ class EqualChunks:
         with self._lock:
             self._insert(entry)
 
+    def add_all(self, entries: Iterable[Entry]) -> None:
+        """Remember chunks of other points."""
+        with self._lock:
+            for entry in entries:
+                self._insert(entry)
+
     def _insert(self, entry: Entry) -> None:
         pack = self._ordinals.get(entry.pack)
         if pack is None:
@@ -98,9 +104,7 @@ class EqualChunks:
         kept = self._ids.setdefault(pack, bytearray())
         kept += record(entry.slot, entry.id, entry.length, entry.codec)
         self._ids_bytes += _RECORD.size
-        while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
-            _, dropped = self._ids.popitem(last=False)
-            self._ids_bytes -= len(dropped)
+        self._forget()
         tag, home = self._home(entry.id)
         for at in self._probe(home):
             if _ENTRY.unpack_from(self._table, at)[0] == 0:
@@ -109,6 +113,11 @@ class EqualChunks:
             self._turn = (self._turn + 1) % _PROBES
             at = (home + self._turn) % self._entries * _ENTRY.size
         _ENTRY.pack_into(self._table, at, tag, pack << _SLOT_BITS | entry.slot)
+
+    def _forget(self) -> None:
+        while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
+            _, dropped = self._ids.popitem(last=False)
+            self._ids_bytes -= len(dropped)
 
     def _candidates(self, chunk_id: bytes) -> list[tuple[int, int]]:
         tag, home = self._home(chunk_id)
@@ -135,7 +144,15 @@ class EqualChunks:
             if kept is not None:
                 return _find(kept, ref, slot, chunk_id)
         kept = self._recall(ref) if self._recall is not None else None
-        return _find(kept, ref, slot, chunk_id) if kept is not None else None
+        if kept is None:
+            return None
+        with self._lock:
+            # The next hits are likely in the same pack: without this each of them would read its footer again.
+            self._ids_bytes += len(kept) - len(self._ids.get(pack, b""))
+            self._ids[pack] = bytearray(kept)
+            self._ids.move_to_end(pack)
+            self._forget()
+        return _find(kept, ref, slot, chunk_id)
 
 
 def _find(kept: bytes | bytearray, ref: ObjectRef, slot: int, chunk_id: bytes) -> Entry | None:

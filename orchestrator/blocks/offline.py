@@ -39,6 +39,7 @@ from orchestrator.repository.manifest import (
     manifest_key,
     open_manifest,
 )
+from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.plan import Plan, put_plan
 from orchestrator.repository.vault import Vault
 
@@ -150,8 +151,9 @@ async def make_point(
     chunk_size: int | None = None,
     options: CopyOptions | None = None,
     tallies: Tallies | None = None,
+    across: bool = False,
 ) -> Made:
-    """Copy a file or device and commit the point.
+    """Copy a file or device and commit the point; with `across`, chunks of other volumes are not stored again.
 
     With `base` (a point's id) and `extents` a delta; without extents what is allocated is read, and compared with the
     base, or with the newest point of the same path. Raises PointUnknown, ExtentsMalformed, whatever `backup` raises.
@@ -168,6 +170,10 @@ async def make_point(
         add_resized(chunks, parent_manifest.root.volume_size)
     sequence = 1 + max((sequence_in(key) for key in keys if key.startswith(vault.names.lineage(lineage))), default=0)
     record = _record(vault, handle, lineage, sequence, chunks, "delta" if delta else "allocated", parent)
+    known = await neighbours(vault, lineage, chunks.chunk_size) if across else {}
+    refers = tuple(known)
+    if parent is not None and parent_manifest is not None:
+        known[parent] = parent_manifest.root
     intent = Intent(
         id=record.point_id,
         base=parent if delta else None,
@@ -175,8 +181,8 @@ async def make_point(
         manifest_key=manifest_key(vault, record),
         lineage=lineage,
         created=record.snapshot_time,
+        refers=refers,
     )
-    known = {parent: parent_manifest.root} if parent is not None and parent_manifest is not None else {}
     intent = await put_intent(vault, intent, roots=known)
     plan = Plan(
         record=record, base=intent.base, compare=intent.compare, mode=record.actual_mode, bits=chunks.to_bytes()

@@ -46,6 +46,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--json", metavar="FILE|-", type=Path, help="write all figures there")
     add("--create", action="store_true", help="make the repository if nothing is there")
     add("--chunk-size", type=str.upper, choices=CHUNK_SIZES, help="only for a volume's first point (default: 256K)")
+    add("--across-volumes", action="store_true", help="store nothing that other volumes' newest points have")
     add("--readers", metavar="N", type=_at_least_one, default=4, help="threads (default: 4)")
     add("--limit", metavar="BYTES", type=_at_least_one, help="read at most so much per second")
     add("--iops-limit", metavar="N", type=_at_least_one, help="reads per second, of at most 256 KiB each")
@@ -98,6 +99,7 @@ async def _copy(given: argparse.Namespace) -> dict[str, Any]:
                         readers=given.readers, bandwidth_limit=given.limit, iops_limit=given.iops_limit
                     ),
                     tallies=tallies,
+                    across=given.across_volumes,
                 )
             seconds = time.perf_counter() - started
             return {

@@ -28,7 +28,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     compare: PointRef | None = None
     """An allocated or full read compares chunk ids with this point; the map starts empty."""
     refers: tuple[PointRef, ...] = ()
-    """Other points whose chunks may be referred to."""
+    """Other volumes' points whose chunks may be referred to. Dropped when gone before the intent is put; who refers to
+    one looks after that whether it is still there."""
     manifest_key: str
     lineage: str
     created: datetime
@@ -52,30 +53,40 @@ async def put_intent(vault: Vault, intent: Intent, *, roots: Mapping[PointRef, M
     name = vault.names.intent(intent.id)
     if not intent.manifest_key.endswith(f"-{intent.id}"):
         raise ValueError(f"intent {intent.id} would commit another point's manifest, {intent.manifest_key}")
-    known = roots or {}
-    if all(ref in known for ref in intent.points):
-        found = tuple(known[ref] for ref in intent.points)
-    else:
-        found = await _roots(vault, intent)
-    stored = msgspec.structs.replace(intent, roots=found)
+    known = dict(roots or {})
+    for ref in intent.refers:
+        if ref not in known and (root := await _root(vault, ref)) is not None:
+            known[ref] = root
+    intent = msgspec.structs.replace(intent, refers=tuple(ref for ref in intent.refers if ref in known))
+    for ref in intent.points:
+        if ref not in known:
+            known[ref] = await _needed_root(vault, ref)
+    stored = msgspec.structs.replace(intent, roots=tuple(known[ref] for ref in intent.points))
     try:
         await vault.store.put_new(name, seal_record(vault, Kind.INTENT, name, stored))
     except ObjectConflict:
         stored = await open_intent(vault, intent.id)
-    await _roots(vault, stored)
+    for ref in stored.points:
+        if ref in (stored.base, stored.compare):  # whoever refers to the others looks at them first
+            await _needed_root(vault, ref)
     return stored
 
 
-async def _roots(vault: Vault, intent: Intent) -> tuple[MapRoot, ...]:
-    """Open every named manifest again and return their roots; BaseGone when one isn't there any more."""
-    roots = []
-    for ref in intent.points:
-        try:
-            manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
-        except (ManifestMissing, PointCancelled) as error:
-            raise BaseGone(ref.key) from error
-        roots.append(manifest.root)
-    return tuple(roots)
+async def _root(vault: Vault, ref: PointRef) -> MapRoot | None:
+    """Open a point's manifest and return its root; None when it isn't there any more."""
+    try:
+        manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+    except (ManifestMissing, PointCancelled):
+        return None
+    return manifest.root
+
+
+async def _needed_root(vault: Vault, ref: PointRef) -> MapRoot:
+    """The same; BaseGone when it isn't there any more."""
+    root = await _root(vault, ref)
+    if root is None:
+        raise BaseGone(ref.key)
+    return root
 
 
 async def open_intent(vault: Vault, intent_id: str) -> Intent:
