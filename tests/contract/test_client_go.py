@@ -20,7 +20,7 @@ from tests.contract.clusters import Cluster
 pytestmark = pytest.mark.real
 
 SOURCES = Path(__file__).parent.parent / "clients" / "contract"
-CASES = re.findall(r'^\t\{"([a-z0-9-]+)", \w+\},$', (SOURCES / "main.go").read_text(), re.MULTILINE)
+CASES = re.findall(r'^\t\{"([a-z0-9-]+)", \w+\},', (SOURCES / "main.go").read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

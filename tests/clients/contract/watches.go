@@ -105,7 +105,7 @@ func informerCase(ctx context.Context, w *world) error {
 	})
 }
 
-// relistCase cuts an informer's watch, keeps it from coming back, changes the objects meanwhile, and lets it come back with
+// relistCase waits for an informer's watch to end, keeps it from coming back, changes the objects meanwhile, and lets it come back with
 // a revision from before the kind existed. The server must answer 410, and the informer's list must repair the cache.
 func relistCase(ctx context.Context, w *world) error {
 	served, group, err := definition(ctx, w, "relist")
@@ -114,14 +114,14 @@ func relistCase(ctx context.Context, w *world) error {
 	}
 	defer undefine(w, group)
 	var away, expired atomic.Bool
-	var answers atomic.Int64
-	var open sync.Map
+	var answers, held atomic.Int64
 	config := rest.CopyConfig(w.config)
 	config.Wrap(transport(func(request *http.Request, next http.RoundTripper) (*http.Response, error) {
 		if !strings.Contains(request.URL.Path, group) {
 			return next.RoundTrip(request)
 		}
 		for away.Load() { // a refusal would make it list at once; it is to come back with its revision
+			held.Add(1)
 			select {
 			case <-request.Context().Done():
 				return nil, request.Context().Err()
@@ -140,11 +140,12 @@ func relistCase(ctx context.Context, w *world) error {
 			}
 			return response, err
 		}
-		response, err := next.RoundTrip(request)
-		if err == nil && isWatch(request) {
-			open.Store(response.Body, true)
+		if isWatch(request) { // the server ends it soon, in good order: only then is it resumed by its revision
+			request = request.Clone(request.Context())
+			query.Set("timeoutSeconds", "2")
+			request.URL.RawQuery = query.Encode()
 		}
-		return response, err
+		return next.RoundTrip(request)
 	}).wrap)
 	loose, err := dynamic.NewForConfig(config)
 	if err != nil {
@@ -177,7 +178,9 @@ func relistCase(ctx context.Context, w *world) error {
 		return err
 	}
 	away.Store(true)
-	open.Range(func(body, _ any) bool { _ = body.(io.Closer).Close(); return true })
+	if err := eventually(ctx, "the watch's end", func() (bool, error) { return held.Load() > 0, nil }); err != nil {
+		return err
+	}
 	if err := gadgets.Delete(ctx, "goes", metav1.DeleteOptions{}); err != nil {
 		return err
 	}
