@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from orchestrator.api.foreign.cluster import CustomResourceDefinition
-from orchestrator.api.foreign.core import Job, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret
+from orchestrator.api.foreign.core import Job, Namespace, PersistentVolume, PersistentVolumeClaim, Pod
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
 from orchestrator.api.meta import K8sObject
 from orchestrator.api.tidemark.fields import (
@@ -128,15 +128,15 @@ class Sweeper:
             held = held or any(obj.metadata.labels.get(LABEL_POINT_UID) in uids for obj in caches.of(kind).all())
         if not held or caches.of(RecoveryPoint).absent:
             return []
-        return await self._sweep_points([f for f in await self._labelled(LABEL_POINT_UID) if f.uid in uids])
+        return await self._sweep_points([f for f in self._labelled(LABEL_POINT_UID) if f.uid in uids])
 
     async def sweep(self) -> list[str]:
         """Take away what may go; return the uids of owners of which nothing is left now."""
         caches = self.context.caches
         if caches.of(RecoveryPoint).absent or caches.of(Restore).absent:
             return []  # the CRDs are gone: that is no reason to destroy a single snapshot
-        points = self._old(await self._labelled(LABEL_POINT_UID))
-        restores = self._old(await self._labelled(LABEL_RESTORE_UID))
+        points = self._old(self._labelled(LABEL_POINT_UID))
+        restores = self._old(self._labelled(LABEL_RESTORE_UID))
         swept = await self._sweep_points(points)
         if restores:
             known = {restore.uid: restore for restore in (await self.context.client.list(Restore))[0]}
@@ -173,16 +173,15 @@ class Sweeper:
             log.warning("leftovers of %s stay for now: %s", uid, error.sentence())
             return False
 
-    async def _labelled(self, label: str) -> list[Found]:
-        """Return everything that carries the label, by its value."""
+    def _labelled(self, label: str) -> list[Found]:
+        """Return everything that carries the label, by its value.
+
+        But Secrets, which our role may not list: a mover's is made after its claim and goes before it, so it is found
+        by the claim's name.
+        """
         found: dict[str, Found] = {}
         for kind in KINDS:
             _collect(found, label, self.context.caches.of(kind).all())
-        # Not in a cache: what holds keys is not kept in memory.
-        secrets, _ = await self.context.client.list(
-            Secret, self.context.settings.namespace, labels=f"{LABEL_MANAGED_BY}={MANAGED_BY},{label}"
-        )
-        _collect(found, label, secrets)
         return [found[uid] for uid in sorted(found)]
 
     def _old(self, found: list[Found]) -> list[Found]:
@@ -301,7 +300,7 @@ def _transient(found: Found) -> bool:
     """Return whether anything but a tenant's own snapshot or volume is among the objects."""
     name = transient_name(found.uid)
     return any(
-        isinstance(obj, Job | Pod | Secret)
+        isinstance(obj, Job | Pod)
         or (isinstance(obj, PersistentVolumeClaim | VolumeSnapshot | VolumeSnapshotContent) and obj.name == name)
         or (isinstance(obj, PersistentVolume) and obj.spec.claim_ref is not None and obj.spec.claim_ref.name == name)
         for obj in found.objects
