@@ -45,7 +45,8 @@ def timed(command: Sequence[str], environment: Mapping[str, str] | None = None, 
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(stdin)
             process.stdin.close()
