@@ -127,6 +127,9 @@ def _one_of(*names: str) -> str:
 
 RULES: dict[type[msgspec.Struct], tuple[Rule, ...]] = {
     Schedule: (Rule(_one_of("cron", "every"), "set exactly one of cron and every"),),
+    BackupRepositorySpec: (
+        Rule("!has(self.objectLock) || self.url.startsWith('s3://')", "objectLock needs an s3:// repository"),
+    ),
     BackupSpec: (
         Rule(
             _one_of("policy", "selection"),

@@ -57,6 +57,11 @@ class MoverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     grace_s: float = 86400.0
     """Maintain: how long candidates wait before a later run deletes them."""
     intent_age_s: float = 604800.0
+    lock_retention_s: float = 0.0
+    """Put what lasts with an object lock of so long; 0: without."""
+    lock_renew_s: float = 0.0
+    """Maintain: renew the lock of what lives once in so long."""
+    lock_mode: Literal["COMPLIANCE", "GOVERNANCE"] = "COMPLIANCE"
     sample: float = 0.0
     """Verify: 0 structure only, 1 every byte, between: share of chunks."""
     turn: int = 0

@@ -14,18 +14,20 @@ import msgspec
 from orchestrator.api.foreign.core import Job
 from orchestrator.api.meta import Condition, with_condition
 from orchestrator.api.quantity import format_size
-from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, Usage
+from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, LockPromise, Usage
 from orchestrator.api.tidemark.fields import LABEL_REPOSITORY_UID
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context, Controller, Key, Requeue
 from orchestrator.controllers.maintenance import ANNOTATION_MAINTAINED, Maintenance
-from orchestrator.controllers.repositories import OpenedRepository
+from orchestrator.controllers.repositories import OpenedRepository, lock_of
 from orchestrator.controllers.status import patch_status
 from orchestrator.controllers.verification import VerificationRuns
 from orchestrator.errors import Terminal, TidemarkError
+from orchestrator.repository.lockrenewal import last_renewed
 from orchestrator.repository.maintenance import usage
 
 __all__ = ["ANNOTATION_MAINTAINED", "BackupRepositoryController"]
+from policies.duration import format_duration
 
 CHECK_S = 60.0
 USAGE_EVERY = timedelta(minutes=30)
@@ -85,7 +87,8 @@ class BackupRepositoryController(Controller[BackupRepository]):
         status = self._ready(repository, opened, now)
         wait_s = self._usage_due_s(repository, now)
         if wait_s <= 0:
-            status = msgspec.structs.replace(status, usage=await self._usage(opened, now))
+            usage_now, promise = await self._usage(opened, now), await self._promise(opened, now)
+            status = msgspec.structs.replace(status, usage=usage_now, object_lock=promise)
         repository = await patch_status(self.context, repository, status)
         repository, again = await self._bulk(self._maintenance, repository, opened, now)
         repository, soon = await self._bulk(self._verification, repository, opened, now)
@@ -174,6 +177,24 @@ class BackupRepositoryController(Controller[BackupRepository]):
                 stored, objects, points = stored + held.bytes, objects + held.objects, points + held.points
         self._counting_s[opened.name] = self.context.clock.monotonic() - started
         return Usage(bytes=stored, objects=objects, points=points, size=format_size(stored), measured=now)
+
+    async def _promise(self, opened: OpenedRepository, now: datetime) -> LockPromise | None:
+        """Say what object lock promises, and whether each namespace of this cluster was renewed in time."""
+        lock = lock_of(opened.spec)
+        if lock is None:
+            return None
+        async with asyncio.timeout(USAGE_TIMEOUT_S):
+            found = [
+                await last_renewed(await opened.repository.vault(identity))
+                for identity in await opened.repository.namespaces()
+                if identity.cluster_id == self.context.cluster_id
+            ]
+        renewed = [at for at in found if at is not None]
+        oldest = min(renewed, default=None) if len(renewed) == len(found) else None
+        kept = oldest is not None and now - oldest <= lock.renew_every
+        return LockPromise(
+            undeletable_for=format_duration(lock.promise), last_renewed=oldest, kept="True" if kept else "False"
+        )
 
     async def record_error(self, key: Key, error: TidemarkError) -> None:
         """Show why it can't be used."""

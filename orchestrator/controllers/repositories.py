@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.api.foreign.core import Secret
 from orchestrator.api.mover import MoverConfig, Task
-from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositorySpec
+from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositorySpec, LockMode
 from orchestrator.clock import Clock
 from orchestrator.config import Settings
 from orchestrator.errors import Retryable, Terminal
@@ -23,9 +23,11 @@ from orchestrator.kube.errors import NotFound
 from orchestrator.observe.log import redact_key, redact_options
 from orchestrator.repository.errors import RepositoryMissing
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity
+from orchestrator.repository.lock import LockMode as ObjectLockMode
+from orchestrator.repository.lock import ObjectLock, open_locked_store
 from orchestrator.repository.repository import Repository
-from orchestrator.repository.store import open_store
 from orchestrator.repository.vault import Vault
+from policies.duration import parse_duration
 
 MASTER_KEY = "master.key"
 """Key of the encryption Secret."""
@@ -183,7 +185,7 @@ class Repositories:
 
     async def _open(self, resource: BackupRepository, master: MasterKey, options: dict[str, str]) -> OpenedRepository:
         known = resource.status.repository_id
-        store = await open_store(resource.spec.url, options)
+        store = await open_locked_store(resource.spec.url, options, lock_of(resource.spec))
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 if known:
@@ -230,10 +232,24 @@ class Repositories:
         await held.opened.repository.store.close()
 
 
+def lock_of(spec: BackupRepositorySpec) -> ObjectLock | None:
+    """Return the object lock that a repository asks for; LockUnsupported when its durations make none."""
+    if spec.object_lock is None:
+        return None
+    mode: ObjectLockMode = "GOVERNANCE" if spec.object_lock.mode is LockMode.GOVERNANCE else "COMPLIANCE"
+    retention, renew = parse_duration(spec.object_lock.retention), parse_duration(spec.object_lock.renew_every)
+    return ObjectLock(retention, renew, mode)
+
+
 def mover_config(opened: OpenedRepository, vault: Vault, *, task: Task, point: str, **fields: Any) -> MoverConfig:
     """Return what a mover gets: the repository's address and credentials, and one namespace's keys only."""
     for key in (*vault.keys.data_keys.values(), vault.keys.chunk_id_key):
         redact_key(key)
+    lock = lock_of(opened.spec)
+    if lock is not None:
+        fields.setdefault("lock_retention_s", lock.retention.total_seconds())
+        fields.setdefault("lock_renew_s", lock.renew_every.total_seconds())
+        fields.setdefault("lock_mode", lock.mode)
     return MoverConfig(
         task=task,
         point=point,

@@ -54,6 +54,7 @@ class Kind(IntEnum):
     VERIFIED = 14
     COMPACTED = 15
     MOVES = 16
+    RENEWED = 17
 
 
 class ObjectRef(NamedTuple):
@@ -183,6 +184,11 @@ class Names:
     def compaction(self, intent_id: str) -> str:
         """Name the object that commits a compaction, or says that it was cancelled."""
         return f"{self.compacted}{intent_folder(intent_id)}"
+
+    @property
+    def renewed(self) -> str:
+        """Return the prefix of the records that the lock of what lives was renewed."""
+        return f"{self.prefix}renewed/"
 
     def moves(self, intent_id: str) -> str:
         """Name what a compaction is going to say about the packs that it moved."""

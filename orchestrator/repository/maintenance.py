@@ -353,7 +353,7 @@ def _compare(census: Census, following: Following, written: _Written, damaged: s
     found = _Found()
     for number in range(COUNT):
         named = set(census.marking.packs.records(number))
-        marked = _reached(census, following, number, named)
+        marked = reached(census, following, number, named)
         old = _numbers(written.old, number)
         young = _numbers(written.young, number)
         for record in dict.fromkeys(census.listed.records(number)):
@@ -376,7 +376,7 @@ def _compare(census: Census, following: Following, written: _Written, damaged: s
     return found
 
 
-def _reached(census: Census, following: Following, number: int, named: set[bytes]) -> set[bytes]:
+def reached(census: Census, following: Following, number: int, named: set[bytes]) -> set[bytes]:
     """Return the objects of one file that must stay: what maps name, and the packs that it was moved to.
 
     A record of where chunks went stays as long as a map names the pack that it is about.

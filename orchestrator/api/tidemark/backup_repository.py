@@ -49,6 +49,29 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     suspend: Annotated[bool, Meta(description="Verify nothing.")] = False
 
 
+class LockMode(enum.Enum):
+    """Who may end a lock before its time."""
+
+    COMPLIANCE = "compliance"
+    GOVERNANCE = "governance"
+
+
+class ObjectLock(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Make what is stored undeletable for a while, as a promise that maintenance renews."""
+
+    retention: Annotated[Duration, Meta(description="What is put or renewed can't be deleted for this long.")]
+    renew_every: Annotated[
+        Duration,
+        Meta(
+            description="What lives is renewed once in this long. It can't be deleted for at least retention less this."
+        ),
+    ]
+    mode: Annotated[
+        LockMode,
+        Meta(description="compliance (default): nobody can end it. governance: who has the right to bypass it can."),
+    ] = LockMode.COMPLIANCE
+
+
 class BackupRepositorySpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """Where, with which credentials and key, for whom."""
 
@@ -75,6 +98,10 @@ class BackupRepositorySpec(msgspec.Struct, frozen=True, kw_only=True, rename="ca
     ]
     maintenance: Annotated[Maintenance, Meta(description="When what no point needs is swept.")] = Maintenance()
     verify: Annotated[Verify, Meta(description="When what is stored is proven, and how deep.")] = Verify()
+    object_lock: Annotated[
+        ObjectLock | None,
+        Meta(description="Only s3://, in a bucket made with object lock. Absent: whoever may delete can delete."),
+    ] = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -85,6 +112,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     points: Annotated[int, Meta(ge=0, description="Recovery points.")] = 0
     size: Annotated[str, Meta(max_length=32, description="Stored bytes, for people.")] = ""
     measured: Annotated[Instant | None, Meta(description="When it was counted.")] = None
+
+
+class LockPromise(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What object lock promises, and whether it was kept up."""
+
+    undeletable_for: Annotated[
+        str, Meta(max_length=32, description="What lives can't be deleted for at least this long.")
+    ]
+    last_renewed: Annotated[
+        Instant | None, Meta(description="When the oldest renewal of all namespaces was begun. Absent: not all were.")
+    ] = None
+    kept: Annotated[str, Meta(max_length=16, description="True; False when a renewal is overdue.")] = ""
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -121,6 +160,7 @@ class BackupRepositoryStatus(msgspec.Struct, frozen=True, kw_only=True, rename="
     ready: Annotated[str, Meta(max_length=16, description="True, False or Unknown.")] = ""
     last_checked: Annotated[Instant | None, Meta(description="When it was last reached.")] = None
     usage: Annotated[Usage | None, Meta(description="What lies there.")] = None
+    object_lock: Annotated[LockPromise | None, Meta(description="What object lock promises.")] = None
     last_maintenance: Annotated[Instant | None, Meta(description="When a sweep last completed.")] = None
     last_maintenance_slot: Annotated[Instant | None, Meta(description="The newest maintenance slot handled.")] = None
     last_verified: Annotated[

@@ -1,0 +1,196 @@
+"""The S3 calls that object lock needs and obstore lacks, through aiobotocore (the extra `s3-lock`).
+
+What must never happen here: an error text of the library passed on, a credential in a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import zlib
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.repository.crypto import Bytes
+from orchestrator.repository.errors import (
+    AccessDenied,
+    ObjectMissing,
+    StoreMissing,
+    StoreOptionUnknown,
+    StoreUnavailable,
+)
+from orchestrator.repository.lock import LockMode, LockUnsupported
+
+CALL_TIMEOUT_S = 900.0
+_TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_GONE = frozenset({"NoSuchKey", "404", "MethodNotAllowed"})
+_OPTIONS = frozenset(
+    {
+        "access_key_id",
+        "secret_access_key",
+        "session_token",
+        "region",
+        "endpoint",
+        "allow_http",
+        "virtual_hosted_style_request",
+        "server_side_encryption",
+        "sse_kms_key_id",
+    }
+)
+
+
+class S3LockClient:
+    """One bucket and prefix. Connects at the first call; credentials as given, else botocore's own chain."""
+
+    def __init__(self, url: str, options: dict[str, str]) -> None:
+        parts = urlsplit(url)
+        self._url, self._bucket, self._prefix = url, parts.netloc, unquote(parts.path).strip("/")
+        unknown = sorted(set(options) - _OPTIONS)
+        if unknown:
+            raise StoreOptionUnknown(f"Object lock takes no option {', '.join(unknown)}")
+        self._options = options
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._opening = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"S3LockClient({self._url!r})"
+
+    async def put_locked(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> bool:
+        """Create an object with a retention, by one conditional PUT; False when the name is taken."""
+        body = bytes(data)
+        checksum = base64.b64encode((await asyncio.to_thread(zlib.crc32, body)).to_bytes(4, "big")).decode()
+        extra = {"ServerSideEncryption": self._options.get("server_side_encryption")}
+        extra["SSEKMSKeyId"] = self._options.get("sse_kms_key_id")
+        try:
+            await self._call(
+                "put_object",
+                key,
+                Body=body,
+                IfNoneMatch="*",
+                ObjectLockMode=mode,
+                ObjectLockRetainUntilDate=until,
+                ChecksumCRC32=checksum,
+                **{name: value for name, value in extra.items() if value},
+            )
+        except _Taken:
+            return False
+        return True
+
+    async def renew(self, key: str, mode: LockMode, until: datetime) -> None:
+        """Extend an object's retention; one that lasts longer already is left as it is."""
+        try:
+            await self._call("put_object_retention", key, Retention={"Mode": mode, "RetainUntilDate": until})
+        except AccessDenied:
+            found = await self._call("get_object_retention", key)
+            if found["Retention"]["RetainUntilDate"] < until:
+                raise
+
+    async def retained_until(self, key: str) -> datetime | None:
+        """Return until when an object is kept, None when it isn't locked."""
+        try:
+            found = await self._call("get_object_retention", key)
+        except ObjectMissing:
+            return None
+        until: datetime = found["Retention"]["RetainUntilDate"]
+        return until
+
+    async def problems(self) -> list[str]:
+        """Say what is wrong with the bucket."""
+        found = []
+        versioning = await self._ask("get_bucket_versioning")
+        if versioning.get("Status") != "Enabled":
+            found.append("it keeps no versions")
+        lock = (await self._ask("get_object_lock_configuration")).get("ObjectLockConfiguration", {})
+        if lock.get("ObjectLockEnabled") != "Enabled":
+            found.append("object lock is not enabled on it")
+        rules = (await self._ask("get_bucket_lifecycle_configuration")).get("Rules", [])
+        if not any(rule.get("Status") == "Enabled" and "NoncurrentVersionExpiration" in rule for rule in rules):
+            found.append("no lifecycle rule expires noncurrent versions: space never comes back")
+        return found
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._stack.aclose()
+        self._client = None
+
+    async def _ask(self, name: str) -> dict[str, Any]:
+        """Return a bucket's setting, {} when it has none or the store doesn't know it."""
+        from botocore.exceptions import ClientError
+
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                answer: dict[str, Any] = await getattr(await self._opened(), name)(Bucket=self._bucket)
+                return answer
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code"))
+            if code == "NoSuchBucket":
+                raise StoreMissing(self._url) from None
+            if code == "AccessDenied":
+                raise AccessDenied(self._url, name) from None
+            return {}
+
+    async def _call(self, name: str, key: str, **arguments: Any) -> dict[str, Any]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        full = f"{self._prefix}/{key}" if self._prefix else key
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                call = getattr(await self._opened(), name)
+                answer: dict[str, Any] = await call(Bucket=self._bucket, Key=full, **arguments)
+                return answer
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code"))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if code in _TAKEN or status == 412:
+                raise _Taken from None
+            if code in _GONE:
+                raise ObjectMissing(key) from None
+            if code == "NoSuchBucket":
+                raise StoreMissing(self._url) from None
+            if code in ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented"):
+                raise LockUnsupported(self._url, f"{name} was refused ({code})") from None
+            if status == 403:
+                raise AccessDenied(self._url, name) from None
+            raise StoreUnavailable(self._url, f"{name} failed ({code}, HTTP {status})") from None
+        except (BotoCoreError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(self._url, f"{name} failed ({type(error).__name__})") from None
+
+    async def _opened(self) -> Any:
+        async with self._opening:
+            if self._client is None:
+                self._client = await self._stack.enter_async_context(self._new())
+            return self._client
+
+    def _new(self) -> Any:
+        try:
+            from aiobotocore.session import get_session
+            from botocore.config import Config
+        except ImportError:
+            raise LockUnsupported(self._url, "the extra is missing (pip install 'tidemark[s3-lock]')") from None
+        options = self._options
+        virtual = options.get("virtual_hosted_style_request", "").lower() in ("1", "true", "yes", "on")
+        config = Config(
+            connect_timeout=10,
+            read_timeout=300,
+            retries={"max_attempts": 8, "mode": "adaptive"},
+            s3={"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": False},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            max_pool_connections=16,
+        )
+        return get_session().create_client(
+            "s3",
+            endpoint_url=options.get("endpoint"),
+            region_name=options.get("region", "us-east-1"),
+            aws_access_key_id=options.get("access_key_id"),
+            aws_secret_access_key=options.get("secret_access_key"),
+            aws_session_token=options.get("session_token"),
+            config=config,
+        )
+
+
+class _Taken(Exception):
+    """The name is taken."""
