@@ -208,4 +208,4 @@ def rounds(number: int, **contestants: Callable[[int], dict[str, Any]]) -> dict[
 
 def ratio(slow: dict[str, Any], fast: dict[str, Any], what: str = "seconds") -> float:
     """Return how many times faster the second is."""
-    return round(slow[what] / max(fast[what], 1e-6), 2)
+    return round(float(slow[what]) / max(float(fast[what]), 1e-6), 2)

@@ -6,6 +6,7 @@ Each story has a volume of its own, so they are told side by side: most of a sto
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest_asyncio
 from orchestrator.api.foreign.core import Namespace, PersistentVolume, PersistentVolumeClaim, StorageClass
 from orchestrator.api.foreign.snapshot import VolumeSnapshot
 from orchestrator.api.meta import Condition, condition
-from orchestrator.api.tidemark.backup_policy import VolumeOptions
+from orchestrator.api.tidemark.backup_policy import Deduplication, VolumeOptions
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.volumes.snapshot import original_name
@@ -377,3 +378,19 @@ async def test_a_clone_that_cannot_be_made_says_why_and_goes_on_when_it_can(clus
     ended = await cluster.ended(point)
     assert ended.status.phase is PointPhase.COMPLETED
     await cluster.nothing_is_left_of(ended, snapshot=True)
+
+
+async def test_what_another_volume_has_is_not_stored_again_when_the_policy_says_so(cluster: Bed) -> None:
+    # given a volume with a point, and another one with the same content
+    data = random.Random(7).randbytes(2 << 20)
+    first, second = [await cluster.volume(name) for name in ("twin-a", "twin-b")]
+    for claim in (first, second):
+        await cluster.write(claim.name, data)
+    await cluster.completed(first)
+    # when the other is backed up across volumes
+    options = VolumeOptions(deduplication=Deduplication.NAMESPACE)
+    point = await cluster.completed(second, options=options)
+    # then next to nothing of its two MiB is stored
+    assert point.status.bytes is not None
+    assert point.status.bytes.read >= 2 << 20
+    assert point.status.bytes.uploaded < 256 << 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -73,6 +74,13 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     ] = None
 
 
+class Deduplication(enum.Enum):
+    """Among which points equal chunks are stored once."""
+
+    VOLUME = "Volume"
+    NAMESPACE = "Namespace"
+
+
 class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """How a volume's points are made; copied into each RecoveryPoint, so that it stands alone."""
 
@@ -88,6 +96,10 @@ class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
         Meta(description="Reads per second by one mover; a read of more than 256 KiB in a row counts as several."),
     ] = None
+    deduplication: Annotated[
+        Deduplication,
+        Meta(description="Where equal chunks are stored once: within a point, or across the namespace's volumes too."),
+    ] = Deduplication.VOLUME
     full_every: Annotated[
         Duration | None, Meta(description="Read the whole volume at least this often, whatever the driver reports.")
     ] = None

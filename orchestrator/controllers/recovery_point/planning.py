@@ -16,6 +16,7 @@ import msgspec
 from orchestrator.api.foreign.core import PersistentVolume, RawPersistentVolume, RawPersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent
 from orchestrator.api.quantity import format_size
+from orchestrator.api.tidemark.backup_policy import Deduplication
 from orchestrator.api.tidemark.recovery_point import PointBase, PointPhase, RecoveryPoint
 from orchestrator.controllers.recovery_point import ladder
 from orchestrator.controllers.recovery_point.snapshotting import base_id_source, clone_class
@@ -25,7 +26,8 @@ from orchestrator.errors import MESSAGE_LIMIT, Terminal
 from orchestrator.repository.damage import check_base
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
-from orchestrator.repository.manifest import Manifest, PointRecord, PointRef, list_lineage, open_manifest
+from orchestrator.repository.manifest import Manifest, MapRoot, PointRecord, PointRef, list_lineage, open_manifest
+from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.plan import Plan, open_plan, put_plan
 from orchestrator.repository.vault import Vault
 from policies import lineage
@@ -203,7 +205,9 @@ async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) 
     if plan is None:
         plan = await _make(work, seen, memory)
     async with work.vault() as (_, vault):
-        intent = await put_intent(vault, _intent(work, vault, plan))
+        others = await _neighbours(work, vault, plan)
+        intent = msgspec.structs.replace(_intent(work, vault, plan), refers=tuple(others))
+        intent = await put_intent(vault, intent, roots=others)
         base = await _base(vault, plan.base) if plan.base is not None else None
     record, chunks = plan.record, plan.chunks()
     await work.write(
@@ -217,6 +221,13 @@ async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) 
         changed=format_size(chunks.total_bytes),
         base=base,
     )
+
+
+async def _neighbours(work: Work, vault: Vault, plan: Plan) -> dict[PointRef, MapRoot]:
+    """Return the points of other volumes whose chunks the mover may refer to."""
+    if work.point.spec.options.deduplication is not Deduplication.NAMESPACE or not plan.chunks():
+        return {}
+    return await neighbours(vault, plan.record.lineage, plan.record.chunk_size)
 
 
 async def _base(vault: Vault, ref: PointRef) -> PointBase:
