@@ -10,7 +10,7 @@ COPY policies policies
 # The lock file holds a hash for each package; nothing else gets in.
 RUN python -m venv --without-pip /opt/tidemark \
  && pip install --no-cache-dir --disable-pip-version-check uv==0.13.9 \
- && UV_PROJECT_ENVIRONMENT=/opt/tidemark uv sync --frozen --no-dev --no-editable --no-cache --compile-bytecode
+ && UV_PROJECT_ENVIRONMENT=/opt/tidemark uv sync --frozen --no-dev --extra s3-lock --no-editable --no-cache --compile-bytecode
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="tidemark" \

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.sandbox.node.isolation import IMAGE_ENVIRONMENT
-from orchestrator.sandbox.node.kubelet import ENTRYPOINT
+from orchestrator.sandbox.node.launching import ENTRYPOINT
 from tests.charts.goldens import HERE as CHARTS
 from tests.charts.goldens import ROOT, documents, only
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import shutil
 import signal
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,18 +24,17 @@ from orchestrator.sandbox.events import Recorder
 from orchestrator.sandbox.faults import Faults, switch
 from orchestrator.sandbox.kinds import DRIVER, PERSISTENT_VOLUME, PERSISTENT_VOLUME_CLAIM, POD, VOLUME_ATTACHMENT
 from orchestrator.sandbox.node.attach import attached
-from orchestrator.sandbox.node.isolation import IMAGE_ENVIRONMENT, Isolation, api_server, rights_of
+from orchestrator.sandbox.node.isolation import Isolation
+from orchestrator.sandbox.node.launching import Launch, refused
 from orchestrator.sandbox.node.mounts import (
     BlockVolume,
     NotMountable,
     NotPlayed,
-    Paths,
     environment,
-    expand,
     fill,
     make_volumes,
 )
-from orchestrator.sandbox.node.probes import has_probes, not_played, watch
+from orchestrator.sandbox.node.probes import has_probes, watch
 from orchestrator.sandbox.node.process import ContainerProcess, Record, end_leftover
 from orchestrator.sandbox.node.state import PodState, container_statuses, phase_of, pod_conditions
 from orchestrator.sandbox.objects import (
@@ -59,9 +56,6 @@ from orchestrator.sandbox.storage.protection import claims_of
 log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
-ENTRYPOINT = ("tidemark",)
-"""What an image runs when the pod names no command: there are no images here."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LOST = "the container was running when its node restarted"
 
 
@@ -176,8 +170,9 @@ class Kubelet(Role):
         """Make volumes and check rights; return seconds to wait if it can't go on yet."""
         await self._report(pod, state)
         pod = self._pods.at(key(pod)) or pod
+        isolated = self._isolation is not None
         try:
-            refusal = self._refusal(pod)
+            refusal = refused(pod, isolated=isolated, any_user=self._faults.on("allow-non-root"))
         except NotPlayed as err:
             refusal = str(err)
         if refusal:
@@ -188,7 +183,6 @@ class Kubelet(Role):
             return 2.0
         try:
             await asyncio.sleep(self._faults.number("node-slow-start"))
-            isolated = self._isolation is not None
             made = await make_volumes(self._api, pod, self._home(uid(pod)), claims, readable=isolated)
             state.volumes, state.renew_at = made.at, {at: time.monotonic() + s for at, s in made.renew_s.items()}
             for container in state.containers():
@@ -200,28 +194,6 @@ class Kubelet(Role):
             await self._break(pod, state, str(err))
             return None
         state.prepared = True
-        return None
-
-    def _refusal(self, pod: Manifest) -> str | None:
-        """Return why a container with a block device may not run: as strict as most container runtimes."""
-        containers = [*(spec(pod).get("initContainers") or []), *spec(pod)["containers"]]
-        for container in containers:
-            if not_played(container):
-                return not_played(container)
-            if self._isolation is not None and rights_of(pod, container).must_not_be_root:
-                return f'container "{container["name"]}" has runAsNonRoot and image will run as root'
-        if self._faults.on("allow-non-root"):
-            return None
-        of_pod = spec(pod).get("securityContext") or {}
-        for container in containers:
-            own = {**of_pod, **(container.get("securityContext") or {})}
-            user = own.get("runAsUser")
-            if container.get("volumeDevices") and (user not in (None, 0) or (user is None and own.get("runAsNonRoot"))):
-                who = "a non-root user" if user is None else f"user {user}"
-                return (
-                    f'container "{container["name"]}" would open a block device as {who}: permission denied. '
-                    "A non-root process can't open volumeDevices on most clusters: set runAsUser: 0"
-                )
         return None
 
     def _ready_claims(self, pod: Manifest) -> dict[str, BlockVolume] | None:
@@ -244,26 +216,14 @@ class Kubelet(Role):
     async def _start(self, pod: Manifest, state: PodState, container: Manifest) -> None:
         home = self._home(uid(pod))
         given = state.environments[container["name"]]
-        words = [*(container.get("command") or ENTRYPOINT), *(container.get("args") or [])]
-        binaries = str(Path(sys.executable).parent)
         termination = state.termination(home, container["name"])
-        search = os.environ.get("PATH", os.defpath)
-        base = {"PATH": f"{binaries}{os.pathsep}{search}", "HOME": str(home), "HOSTNAME": name(pod), "LANG": "C.UTF-8"}
-        if self._isolation is not None:
-            variables = {**IMAGE_ENVIRONMENT, "PATH": f"{binaries}:{_PATH}", **api_server(self._api.server), **given}
-            words = [expand(word, variables) for word in words]
-            command = self._isolation.command(pod, container, state.volumes, termination, words)
-        else:
-            paths = Paths(container, state.volumes, termination)
-            variables = {variable: paths.real(value) for variable, value in given.items()}
-            # The program itself comes from the image, which here is this machine: only what it is told is rewritten,
-            # or a checkout below a mountPath (/tmp, say) would lose its interpreter.
-            command = [expand(words[0], variables), *(paths.real(expand(word, variables)) for word in words[1:])]
+        launch = Launch(pod, container, state.volumes, termination, home, given)
+        command, variables = launch.plain() if self._isolation is None else launch.isolated(self._isolation, self._api)
         try:
             process = await ContainerProcess.start(
                 container["name"],
                 command,
-                {**base, **variables},
+                variables,
                 folder=state.folder(home),
                 log=home / "logs" / f"{container['name']}.log",
                 termination=termination,
