@@ -60,6 +60,8 @@ class ShardBuilder:
         self._flushed = self._first
         self._lock = threading.Lock()
         self._updates: list[bytes] = []
+        self._cut_written = False
+        """Whether the leaf that a smaller volume ends in was written already: a leaf has one update."""
         self._border = self._border_chunk(chunk_size)
 
     def _border_chunk(self, chunk_size: int) -> int | None:
@@ -114,7 +116,7 @@ class ShardBuilder:
         with self._lock:
             self._flushed = self._stop
             cut = self._cut_leaf()
-            if cut is not None:
+            if cut is not None and not self._cut_written:
                 self._pending.setdefault(cut, bytearray())
             ready = sorted(self._pending)
         await self._flush(ready)
@@ -140,6 +142,7 @@ class ShardBuilder:
             own = range(first, min((page + 1) * FAN_OUT, -(-self._stop // LEAF_CHUNKS)))
             old = await self._inherited(own)
             fold = self._to_fold(pending, old)
+            self._cut_written |= self._cut_leaf() in pending
             pending.update({leaf: bytearray() for leaf in fold if leaf not in pending})
             needed = [ref for leaf in sorted(fold) if (ref := old[leaf][0]) and not self._covered(leaf, pending[leaf])]
             pages = await self._base.leaves(needed) if self._base is not None else {}
