@@ -158,11 +158,29 @@ async def _maintain(vault: Vault, days: float) -> None:
     await sweep(vault, plan, OpenFence(), pack_size=1 << 20)
 
 
+async def rotated(vector: Vector) -> None:
+    """Two epochs of data keys in one namespace: a full of the first, a delta on it of the second, and a compaction."""
+    volume = Volume(vector.work / "volume", 40 * CHUNK, seed=5)
+    volume.text(0, volume.size)
+    vault = await vault_at(vector.repository)
+    first = await take(vault, volume.path)
+    store = await open_store(f"file://{vector.repository}")
+    vault = await (await Repository.open(store, MASTER)).rotate(vault.namespace)
+    volume.text(0, 26 * CHUNK)
+    second = vector.keep(await take(vault, volume.path, [(0, 26 * CHUNK)], mode="delta", base=first), volume)
+    await remove(vault, first.ref, OpenFence())
+    for days in (2, 4, 6):
+        await _maintain(vault, days)
+    volume.text(30 * CHUNK, CHUNK)
+    vector.keep(await take(vault, volume.path, [(30 * CHUNK, CHUNK)], mode="delta", base=second), volume)
+
+
 MAKERS: dict[str, Callable[[Vector], Awaitable[None]]] = {
     "v1-basic": basic,
     "v1-wide": wide,
     "v1-rewrapped": rewrapped,
     "v1-compacted": compacted,
+    "v1-rotated": rotated,
 }
 
 

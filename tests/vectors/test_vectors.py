@@ -30,6 +30,7 @@ PINNED = {
     "v1-wide": "c25dbcf45a3a986e9ad5a6ff486197c1283f7d2db0420e4950bae8097e6d62d7",
     "v1-rewrapped": "59c0c8786f77999f3fb8f872f849d1b7652190bc004f545c214fccb753597024",
     "v1-compacted": "4a83dca4f9bcb0abaad409305eee58e73298aed6a429683bfe4be6b600eb1f97",
+    "v1-rotated": "19673883cdf6c10f6420001e107cbfd5aefec43c1c89ce9cc3add09fa187c1fe",
 }
 """SHA-256 over names and contents of all files of a vector: one that changed is no vector any more."""
 
