@@ -12,6 +12,7 @@ import base64
 import contextlib
 import os
 import re
+import signal
 import ssl
 import subprocess
 import sys
@@ -52,8 +53,10 @@ class RealCluster:
         self.ca = folder / "pki" / "ca.crt"
         self.audit_log = folder / "audit.log"
         self.client: Client
-        self._port, self._etcd_port = free_port(), free_port()
+        self._port, self._etcd_port, self._front_port = free_port(), free_port(), free_port()
         self.url = f"https://127.0.0.1:{self._port}"
+        self.front_url = f"https://127.0.0.1:{self._front_port}"
+        """Where Pods and their node reach the API server: behind something that can drop connections."""
         self._authority = Authority("real-cluster-ca")
         self._servers: dict[str, Server] = {}
         self._written: dict[str, Path] = {}
@@ -69,14 +72,15 @@ class RealCluster:
             self._written[name] = self._kubeconfig(self.folder / "credentials" / name, credential)
         return self._written[name]
 
-    def kubeconfig_of(self, namespace: str, account: str) -> Path:
-        """Return a kubeconfig with a fresh token of a ServiceAccount, good for a day."""
+    def kubeconfig_of(self, namespace: str, account: str, *, front: bool = False) -> Path:
+        """Return a kubeconfig with a fresh token of a ServiceAccount, good for a day; with `front` by way of that."""
         asked = ["create", "token", account, "--namespace", namespace, "--duration", "24h"]
         token = self.kubectl(*asked).stdout.strip()
-        return self._kubeconfig(self.folder / "credentials" / _file_name(f"sa-{namespace}-{account}"), {"token": token})
+        path = self.folder / "credentials" / _file_name(f"sa-{namespace}-{account}")
+        return self._kubeconfig(path, {"token": token}, self.front_url if front else self.url)
 
-    def _kubeconfig(self, path: Path, credential: dict[str, str]) -> Path:
-        cluster = {"server": self.url, "certificate-authority-data": _base64(self.ca.read_bytes())}
+    def _kubeconfig(self, path: Path, credential: dict[str, str], server: str = "") -> Path:
+        cluster = {"server": server or self.url, "certificate-authority-data": _base64(self.ca.read_bytes())}
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -124,6 +128,10 @@ class RealCluster:
         """Drop etcd's whole history; return the revision."""
         return await asyncio.to_thread(compact, self._etcd_port)
 
+    def drop_connections(self) -> None:
+        """Cut every connection of Pods and their node to the API server: watches end, requests go unanswered."""
+        os.kill(self._servers["front"].pid, signal.SIGUSR1)
+
     async def restart_part(self, name: str) -> None:
         """Kill one of the sandbox's programs (storage, snapshot-metadata, node) and start it again."""
         server = self._servers[name]
@@ -145,6 +153,7 @@ class RealCluster:
         self._kubeconfig(self.kubeconfig, self._admin())
         await self._apiserver_ready()
         self.client = await Client.connect(kubeconfig=str(self.kubeconfig), field_manager="test")
+        await self._start_part(self._front())
         self._start_server("kube-controller-manager", self._controller_manager())
         self._start_server("kube-scheduler", self._scheduler())
         await asyncio.to_thread(self._install)
@@ -248,8 +257,13 @@ class RealCluster:
         config = self.kubeconfig_of("kube-system", "snapshot-controller")
         return [str(tool("snapshot-controller")), f"--kubeconfig={config}", "--leader-election=false"]
 
+    def _front(self) -> Server:
+        command = [sys.executable, "-m", "tests.real.front", str(self._front_port), str(self._port)]
+        server = self._servers["front"] = Server("front", command, self.folder, {"PYTHONPATH": str(CHECKOUT)})
+        return server
+
     def _part(self, name: str) -> Server:
-        config = self.kubeconfig_of(PARTS_NAMESPACE, name)
+        config = self.kubeconfig_of(PARTS_NAMESPACE, name, front=name == "node")
         module = f"orchestrator.sandbox.{_MODULES[name]}"
         command = [sys.executable, "-m", module, "--kubeconfig", str(config), "--dir", str(self.data), *_WITHOUT[name]]
         if name == "node":
