@@ -159,13 +159,12 @@ class LockedStore:
 
 async def open_locked_store(url: str, options: Mapping[str, str] | None, lock: ObjectLock | None) -> Store:
     """Open a store, with object lock where asked for; LockUnsupported for anything but S3."""
-    inner = await open_store(url, options)
     if lock is None:
-        return inner
+        return await open_store(url, options)
     scheme = url.partition(":")[0]
     if scheme != "s3":
-        await inner.close()
-        raise LockUnsupported(inner.url, f"it is of type {scheme}, and only s3 is supported")
+        raise LockUnsupported(f"{scheme}:", f"it is of type {scheme}, and only s3 is supported")
     from orchestrator.repository.lockclient import S3LockClient
 
-    return LockedStore(inner, S3LockClient(url, dict(options or {})), lock)
+    client = S3LockClient(url, dict(options or {}))
+    return LockedStore(await open_store(url, options), client, lock)

@@ -25,7 +25,7 @@ from orchestrator.repository.lock import LockMode, LockUnsupported
 
 CALL_TIMEOUT_S = 900.0
 _TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-_GONE = frozenset({"NoSuchKey", "404", "MethodNotAllowed"})
+_GONE = frozenset({"NoSuchKey", "404", "MethodNotAllowed", "NoSuchObjectLockConfiguration"})
 _OPTIONS = frozenset(
     {
         "access_key_id",

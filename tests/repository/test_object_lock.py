@@ -1,0 +1,313 @@
+"""Object lock on a real S3 server that has it: what lives can't be deleted, by whom ever, and stays so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.fence import OpenFence
+from orchestrator.repository.errors import AccessDenied, ObjectConflict, StoreOptionUnknown, StoreUnavailable
+from orchestrator.repository.keys import MasterKey
+from orchestrator.repository.lock import LockedStore, LockUnsupported, ObjectLock, is_locked, open_locked_store
+from orchestrator.repository.lockclient import S3LockClient
+from orchestrator.repository.lockrenewal import due, last_renewed, renew
+from orchestrator.repository.maintenance import plan_sweep, sweep
+from orchestrator.repository.repository import Repository
+from orchestrator.repository.vault import Vault
+from orchestrator.repository.verify import verify
+from tests.repository.emulators import tool
+from tests.repository.engine import NAMESPACE, backup, restore
+
+real = pytest.mark.real
+SIZE = 1024
+DAY = timedelta(days=1)
+LOCK = ObjectLock(retention=30 * DAY, renew_every=7 * DAY)
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+BUCKET = "locked-bucket"
+
+
+class LockServer:
+    """versitygw with versions and users; `root` owns the bucket, `writer` may read and put, and delete nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self.program, self.folder = tool("versitygw"), folder
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        for name in ("data", "versions", "users"):
+            (self.folder / name).mkdir()
+        address = self.endpoint.removeprefix("http://")
+        options = ["--quiet", "--port", address, "--iam-dir", str(self.folder / "users")]
+        posix = ["posix", "--versioning-dir", str(self.folder / "versions"), str(self.folder / "data")]
+        environment = {**os.environ, "ROOT_ACCESS_KEY": "root", "ROOT_SECRET_KEY": "rootsecret"}
+        quiet = subprocess.DEVNULL
+        server = subprocess.Popen([self.program, *options, *posix], env=environment, stdout=quiet, stderr=quiet)
+        try:
+            host, port = address.split(":")
+            end = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                    break
+                assert server.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)  # a real process: there is nothing to wait on
+            admin = ["admin", "-a", "root", "-s", "rootsecret", "--er", self.endpoint]
+            user = ["create-user", "-a", "writer", "-s", "writersecret", "-r", "user"]
+            subprocess.run([self.program, *admin, *user], check=True, capture_output=True, timeout=60)
+            yield
+        finally:
+            server.terminate()
+            server.wait(20)
+
+    def options(self, who: str) -> dict[str, str]:
+        return {
+            "access_key_id": who,
+            "secret_access_key": f"{who}secret",
+            "endpoint": self.endpoint,
+            "region": "us-east-1",
+        }
+
+    async def call(self, who: str, name: str, **arguments: Any) -> dict[str, Any]:
+        """Make any S3 call as somebody."""
+        client = S3LockClient(f"s3://{BUCKET}/", self.options(who))
+        try:
+            answer: dict[str, Any] = await getattr(await client._opened(), name)(Bucket=BUCKET, **arguments)
+            return answer
+        finally:
+            await client.close()
+
+    async def make_bucket(self) -> None:
+        await self.call("root", "create_bucket", ObjectLockEnabledForBucket=True)
+        allowed = ["s3:GetObject", "s3:PutObject", "s3:PutObjectRetention", "s3:GetObjectRetention"]
+        statements = [
+            {
+                "Effect": "Allow",
+                "Principal": ["writer"],
+                "Action": allowed,
+                "Resource": f"arn:aws:s3:::{BUCKET}/*",
+            },
+            {
+                "Effect": "Allow",
+                "Principal": ["writer"],
+                "Action": ["s3:ListBucket"],
+                "Resource": f"arn:aws:s3:::{BUCKET}",
+            },
+        ]
+        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+        await self.call("root", "put_bucket_policy", Policy=policy)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LockServer]:
+    server = LockServer(tmp_path_factory.mktemp("lock"))
+    with server.running():
+        asyncio.run(server.make_bucket())
+        yield server
+
+
+@pytest.fixture
+def url() -> str:
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+class Clock:
+    """The time that retention is reckoned from: the server takes only what lies ahead of its own."""
+
+    def __init__(self) -> None:
+        self.instant = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self.instant
+
+    def monotonic(self) -> float:
+        return self.instant.timestamp()
+
+
+@contextlib.asynccontextmanager
+async def opened(server: LockServer, url: str, who: str, clock: Clock | None = None) -> AsyncIterator[Vault]:
+    store = await open_locked_store(url, server.options(who), LOCK)
+    assert isinstance(store, LockedStore)
+    if clock is not None:
+        store._clock = clock
+    try:
+        repository = await Repository.open_or_create(store, MasterKey(bytes(32)))
+        yield await repository.vault(NAMESPACE, create=True)
+    finally:
+        await store.close()
+
+
+def _volume(seed: int) -> bytes:
+    return random.Random(seed).randbytes(60 * SIZE)
+
+
+async def _retained(vault: Vault) -> dict[str, datetime | None]:
+    store = vault.store
+    assert isinstance(store, LockedStore)
+    assert isinstance(store.client, S3LockClient)
+    return {info.key: await store.client.retained_until(info.key) async for info in store.list("")}
+
+
+@real
+async def test_a_writer_that_may_delete_nothing_makes_points_and_all_that_a_restore_needs_is_locked(
+    server: LockServer, url: str
+) -> None:
+    started = datetime.now(UTC)
+    async with opened(server, url, "writer") as vault:
+        base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+        changed = b"x" * SIZE + _volume(1)[SIZE:]
+        heir = await backup(vault, changed, sequence=2, touched=[0], base=base, chunk_size=SIZE)
+        assert await restore(vault, base) == _volume(1)
+        assert await restore(vault, heir) == changed
+        retained = await _retained(vault)
+        for key, until in retained.items():
+            if is_locked(key):
+                assert until is not None, key
+                assert until >= started + LOCK.retention - timedelta(seconds=2)
+            else:
+                assert until is None, key
+        assert sum(map(is_locked, retained)) >= 7
+        # and this credential deletes nothing, nor ends or shortens a lock
+        pack = next(key for key in retained if "/packs/" in key)
+        with pytest.raises(AccessDenied):
+            await vault.store.delete(pack)
+        assert isinstance(vault.store, LockedStore)
+        await vault.store.renew(pack, started + DAY)
+        assert (await _retained(vault))[pack] == retained[pack]
+        assert (await verify(vault, depth="full", record=False)).ok
+
+
+@real
+async def test_not_even_the_buckets_owner_deletes_a_version_that_is_locked(server: LockServer, url: str) -> None:
+    async with opened(server, url, "writer") as vault:
+        ref = await backup(vault, _volume(2), sequence=1, chunk_size=SIZE)
+        prefix = url.removeprefix(f"s3://{BUCKET}/")
+        found = await server.call("root", "list_object_versions", Prefix=f"{prefix}/n/")
+        locked = [v for v in found["Versions"] if is_locked(v["Key"].removeprefix(f"{prefix}/"))]
+        assert len(locked) >= 3
+        from botocore.exceptions import ClientError
+
+        for version in locked:
+            with pytest.raises(ClientError, match="AccessDenied"):
+                await server.call("root", "delete_object", Key=version["Key"], VersionId=version["VersionId"])
+        # hidden by a marker, it comes back when the marker goes
+        (pack,) = (version["Key"] for version in locked if "/packs/" in version["Key"])
+        marker = await server.call("root", "delete_object", Key=pack)
+        assert marker["DeleteMarker"]
+        await server.call("root", "delete_object", Key=pack, VersionId=marker["VersionId"])
+        assert await restore(vault, ref) == _volume(2)
+
+
+@real
+async def test_a_locked_name_is_taken_once(server: LockServer, url: str) -> None:
+    async with opened(server, url, "writer") as vault:
+        key = vault.names.packs + "twice"
+        await vault.store.put_new(key, b"first")
+        await vault.store.put_new(key, b"first")
+        with pytest.raises(ObjectConflict):
+            await vault.store.put_new(key, b"other")
+        assert await vault.store.get(key) == b"first"
+
+
+@real
+async def test_maintenance_renews_what_lives_and_lets_the_rest_run_out(server: LockServer, url: str) -> None:
+    clock = Clock()
+    async with opened(server, url, "root", clock) as vault:
+        base = await backup(vault, _volume(3), sequence=1, chunk_size=SIZE)
+        garbage = vault.names.pack(_stranger())
+        await vault.store.put_new(garbage, b"x" * 100)
+        first = await _retained(vault)
+        assert due(LOCK, await last_renewed(vault), clock.now())
+        # when a renewal runs five days later
+        clock.instant += 5 * DAY
+        done = await renew(vault, OpenFence(), now=clock.now())
+        second = await _retained(vault)
+        # then what lives is kept as long as if it had been put then, and what nothing reaches isn't
+        living = {key for key in first if is_locked(key)} - {garbage}
+        assert done.objects == len(living)
+        for key in living:
+            until = second[key]
+            assert until is not None
+            assert until >= clock.now() + LOCK.retention - timedelta(seconds=1), key
+        assert second[garbage] == first[garbage]
+        last = await last_renewed(vault)
+        assert last is not None
+        assert abs(last - clock.now()) < timedelta(seconds=1)
+        assert not due(LOCK, last, clock.now() + 5 * DAY)
+        assert due(LOCK, last, clock.now() + 6 * DAY)
+        clock.instant += 6 * DAY
+        await renew(vault, OpenFence(), now=clock.now())
+        assert len([info async for info in vault.store.list(vault.names.renewed)]) == 1
+        # and a sweep hides the garbage, though its version can't go yet
+        for days in (12, 14):
+            now = clock.now() + days * DAY
+            await sweep(vault, await plan_sweep(vault, now=now, grace=DAY, intent_age=7 * DAY), OpenFence())
+        assert await vault.store.head(garbage) is None
+        assert await restore(vault, base) == _volume(3)
+
+
+@real
+async def test_what_is_wrong_with_a_bucket_is_said(server: LockServer) -> None:
+    client = S3LockClient(f"s3://{BUCKET}/p", server.options("root"))
+    assert await client.problems() == ["no lifecycle rule expires noncurrent versions: space never comes back"]
+    await client.close()
+    plain = S3LockClient("s3://plain-bucket/p", server.options("root"))
+    try:
+        await (await plain._opened()).create_bucket(Bucket="plain-bucket")
+        assert "it keeps no versions" in await plain.problems()
+        assert "object lock is not enabled on it" in await plain.problems()
+    finally:
+        await plain.close()
+    store = await open_locked_store("s3://plain-bucket/p", server.options("root"), LOCK)
+    with pytest.raises((LockUnsupported, StoreUnavailable)):
+        await store.put_new("tidemark", b"{}")
+    await store.close()
+    wrong = await open_locked_store(f"s3://{BUCKET}/p", {**server.options("root"), "secret_access_key": "no"}, LOCK)
+    with pytest.raises(AccessDenied) as refused:
+        await wrong.put_new("tidemark", b"{}")
+    assert "secret" not in str(refused.value)
+    await wrong.close()
+
+
+@pytest.mark.quick
+async def test_a_lock_is_refused_by_name_where_there_is_none(tmp_path: Path) -> None:
+    for url, name in [(f"file://{tmp_path}", "file"), ("gs://bucket/x", "gs"), ("az://box/x", "az")]:
+        with pytest.raises(LockUnsupported, match=f"of type {name}"):
+            await open_locked_store(url, {}, LOCK)
+    with pytest.raises(LockUnsupported, match="shorter"):
+        ObjectLock(retention=7 * DAY, renew_every=7 * DAY)
+    with pytest.raises(StoreOptionUnknown, match="role_arn"):
+        await open_locked_store("s3://bucket/x", {"role_arn": "arn"}, LOCK)
+    assert await open_locked_store(f"file://{tmp_path}", {}, None) is not None
+
+
+@pytest.mark.quick
+def test_the_promise_is_the_retention_less_the_period_of_renewal() -> None:
+    assert LOCK.promise == 23 * DAY
+    assert LOCK.until(NOW) >= NOW + 30 * DAY
+    # a day early, since the next run may be a day away; of short periods a quarter early
+    assert due(LOCK, None, NOW)
+    assert not due(LOCK, NOW - 6 * DAY + timedelta(minutes=1), NOW)
+    assert due(LOCK, NOW - 6 * DAY, NOW)
+    assert due(ObjectLock(4 * DAY, DAY), NOW - timedelta(hours=18), NOW)
+
+
+def _stranger() -> Any:
+    from orchestrator.repository.layout import ObjectRef
+
+    return ObjectRef.new(str(uuid.uuid4()))
