@@ -54,7 +54,7 @@ class Installed:
     async def upgrade(self, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> None:
         """Change values (those of before stay) or the chart, and wait until the new Pods are ready."""
         self.values = _merged(self.values, values or {})
-        await self._helm("upgrade", self.release, str(chart), *self._with_values())
+        await self._helm("upgrade", self.release, str(chart), "--reset-then-reuse-values", *self._with_values())
         await self.ready()
 
     async def uninstall(self) -> None:
