@@ -15,7 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class Request:
     forbidden: bool
     """The authorizer said no; a 403 without it was said by admission: a quota, a namespace that is going."""
     uri: str
+    body: Any = field(default=None, compare=False, repr=False)
+    """What was sent, as far as the server's policy writes it down."""
 
     @property
     def what(self) -> str:
@@ -124,6 +126,7 @@ def _request(event: _Event) -> Request:
         code=event.response_status.code if event.response_status else 0,
         forbidden=event.annotations.get(_DECISION) == "forbid",
         uri=event.request_uri,
+        body=event.request_object,
     )
 
 
