@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from orchestrator.api.foreign.core import Job
-from orchestrator.api.meta import Condition, with_condition
+from orchestrator.api.meta import Condition, condition, with_condition
 from orchestrator.api.quantity import format_size
 from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositoryStatus, LockPromise, Usage
 from orchestrator.api.tidemark.fields import LABEL_REPOSITORY_UID
@@ -112,7 +112,7 @@ class BackupRepositoryController(Controller[BackupRepository]):
             except ValueError as error:
                 return await self._unschedulable(runs, repository, error, now), None
             if slot is None:
-                return repository, None
+                return await self._mended(runs, repository), None
             return await runs.note(repository, slot, {}), Requeue(0.0)
         repository, ended = await runs.step(repository, opened, slot)
         if not ended:
@@ -135,6 +135,15 @@ class BackupRepositoryController(Controller[BackupRepository]):
             observed_generation=repository.metadata.generation,
         )
         conditions = with_condition(repository.status.conditions, told, now)
+        status = msgspec.structs.replace(repository.status, conditions=conditions)
+        return await patch_status(self.context, repository, status)
+
+    async def _mended(self, runs: Maintenance | VerificationRuns, repository: BackupRepository) -> BackupRepository:
+        """Take back what was said of a schedule that couldn't be followed: its next slot says more."""
+        told = condition(repository.status.conditions, runs.condition)
+        if told is None or told.reason != "BadSchedule" or runs.suspended(repository):
+            return repository
+        conditions = tuple(each for each in repository.status.conditions if each is not told)
         status = msgspec.structs.replace(repository.status, conditions=conditions)
         return await patch_status(self.context, repository, status)
 

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from orchestrator.api.tidemark.backup_policy import BackupPolicy, Retention
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
+from orchestrator.decisions.verification import is_damaged
 from policies import retention
 from policies.duration import parse_duration
 
@@ -43,12 +44,16 @@ def judged(point: RecoveryPoint, policy: BackupPolicy) -> bool:
 def explain(policy: BackupPolicy, points: Iterable[RecoveryPoint], now: datetime) -> dict[str, retention.Verdict]:
     """Return, for each volume (PVC uid) of a policy, which points are kept and which dropped, with reasons.
 
-    Without `spec.retention` only what has expired is dropped.
+    Without `spec.retention` only what has expired is dropped. A point that is known to be damaged stays as long as the
+    rules keep it, for its objects may come back; but it takes no sound point's place, nor is it the last good one.
     """
     by_volume: dict[str, list[retention.Point]] = {}
+    damaged: set[str] = set()
     for point in points:
         if not judged(point, policy) or point.status.snapshot_time is None:
             continue
+        if is_damaged(point):
+            damaged.add(point.uid)
         by_volume.setdefault(point.spec.pvc_uid, []).append(
             retention.Point(
                 id=point.uid,
@@ -59,4 +64,17 @@ def explain(policy: BackupPolicy, points: Iterable[RecoveryPoint], now: datetime
             )
         )
     rules = rules_of(policy.spec.retention) if policy.spec.retention is not None else None
-    return {uid: retention.plan(volume, rules, now) for uid, volume in sorted(by_volume.items())}
+    return {uid: _judged(volume, damaged, rules, now) for uid, volume in sorted(by_volume.items())}
+
+
+def _judged(
+    volume: list[retention.Point], damaged: set[str], rules: retention.Rules | None, now: datetime
+) -> retention.Verdict:
+    """Judge a volume's points; a sound one is kept if the rules keep it with or without the damaged ones."""
+    every = retention.plan(volume, rules, now)
+    sound = [point for point in volume if point.id not in damaged]
+    if len(sound) == len(volume) or not sound:
+        return every
+    instead = {each.point.id: each for each in retention.plan(sound, rules, now).keep}
+    decisions = (each if each.kept else instead.get(each.point.id, each) for each in every.decisions)
+    return retention.Verdict(tuple(decisions))

@@ -329,3 +329,7 @@ async def test_a_schedule_that_can_not_be_followed_is_told_and_stops_nothing_els
         assert (told.status, told.reason) == ("False", "BadSchedule")
     assert now.status.ready == "True"
     assert site.gauge("verification_overdue") is None
+    await site.at.change(BackupRepository, "main", spec=await spec(site, verify={}, maintenance={}))
+    await site.pass_()
+    now = await site.now()
+    assert [each.type for each in now.status.conditions] == ["Ready", "ConditionalPut"], "mended, it is taken back"

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from orchestrator.api.meta import Condition, ObjectMeta
-from orchestrator.api.tidemark.backup_policy import Schedule
+from orchestrator.api.tidemark.backup_policy import BackupPolicy, BackupPolicySpec, Retention, Schedule
 from orchestrator.api.tidemark.backup_repository import (
     BackupRepository,
     BackupRepositorySpec,
@@ -19,11 +19,13 @@ from orchestrator.api.tidemark.backup_repository import (
 from orchestrator.api.tidemark.recovery_point import (
     PointManifest,
     PointPhase,
+    PolicyRef,
     RecoveryPoint,
     RecoveryPointSpec,
     RecoveryPointStatus,
 )
 from orchestrator.decisions import backup_repository as due
+from orchestrator.decisions.retention import explain
 from orchestrator.decisions.verification import DAMAGED, Judged, Standing, condition_of, is_damaged, judge
 
 pytestmark = pytest.mark.quick
@@ -128,3 +130,31 @@ def test_when_a_verification_is_due_and_overdue() -> None:
     assert due.verify_due(nightly, SLOT + timedelta(hours=3)) == SLOT + timedelta(hours=2, minutes=30)
     bad = repository(Verify(schedule=Schedule(cron="never")))
     assert due.verification_overdue(bad, SLOT + timedelta(days=80)) is None
+
+
+def test_a_damaged_point_neither_takes_a_sound_ones_place_nor_goes_because_of_it() -> None:
+    policy = BackupPolicy(
+        metadata=ObjectMeta(name="all", namespace="shop", uid="p"),
+        spec=BackupPolicySpec(retention=Retention(keep_last=2)),
+    )
+
+    def made(number: int, damaged: bool) -> RecoveryPoint:
+        one = point(damaged="True" if damaged else "")
+        return msgspec.structs.replace(
+            one,
+            metadata=ObjectMeta(name=f"p{number}", namespace="shop", uid=f"u{number}"),
+            spec=msgspec.structs.replace(one.spec, policy=PolicyRef(name="all", uid="p"), slot=SLOT),
+            status=msgspec.structs.replace(one.status, sequence=number, snapshot_time=SLOT + timedelta(hours=number)),
+        )
+
+    def kept(*damaged: int) -> list[str]:
+        points = [made(number, number in damaged) for number in range(1, 6)]
+        (verdict,) = explain(policy, points, SLOT + timedelta(days=1)).values()
+        return sorted(each.point.id for each in verdict.keep)
+
+    assert kept() == ["u4", "u5"]
+    assert kept(5) == ["u3", "u4", "u5"]
+    assert kept(4, 5) == ["u2", "u3", "u4", "u5"]
+    assert kept(2) == ["u4", "u5"], "what the rules drop goes, damaged or not"
+    assert kept(2, 3, 4, 5) == ["u1", "u4", "u5"]
+    assert kept(1, 2, 3, 4, 5) == ["u4", "u5"], "none is sound: the rules as ever"
