@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from orchestrator.repository.store import open_store
 MASTER_KEY = "master.key"
 UNSEEN = timedelta(minutes=15)
 """A controller that works checks each minute."""
+BUCKET_S = 30.0
 PAIRS = {
     "s3": (("access_key_id", "secret_access_key"),),
     "az": (("client_id", "client_secret"),),
@@ -39,6 +41,8 @@ async def repositories(place: Place) -> AsyncIterator[Finding]:
             yield finding
         yield _readiness(place, repository)
         for finding in _proof(place, repository):
+            yield finding
+        async for finding in _lock(place, repository):
             yield finding
 
 
@@ -76,6 +80,47 @@ def _proof(place: Place, repository: BackupRepository) -> Iterator[Finding]:
         )
     elif status.last_verified is not None:
         yield ok("repositories", f"{name} was verified at {status.last_verified:%Y-%m-%d %H:%M} UTC")
+
+
+async def _lock(place: Place, repository: BackupRepository) -> AsyncIterator[Finding]:
+    """Judge the bucket of a repository with object lock, and whether the promise was kept up."""
+    name, spec, promise = repository.name, repository.spec, repository.status.object_lock
+    if spec.object_lock is None:
+        return
+    if promise is not None and promise.kept == "False":
+        yield warn(
+            "repositories",
+            f"{name}: the object lock of what lives was not renewed within {spec.object_lock.renew_every}",
+            "Run maintenance more often than that, and see why the last one failed.",
+        )
+    try:
+        problems = await _bucket_problems(place, repository)
+    except (TidemarkError, TimeoutError) as error:
+        yield warn("repositories", f"{name}: could not look at its bucket: {error}", "Run it where the store is seen.")
+        return
+    for problem in problems:
+        yield bad(
+            "repositories",
+            f"{name}: its bucket can't keep the promise of object lock: {problem}",
+            "Object lock needs a bucket made with it, versions on, and a lifecycle rule for noncurrent versions.",
+        )
+    if not problems and promise is not None and promise.kept != "False":
+        yield ok("repositories", f"{name}: what lives can't be deleted for {promise.undeletable_for}")
+
+
+async def _bucket_problems(place: Place, repository: BackupRepository) -> list[str]:
+    from orchestrator.repository.lockclient import S3LockClient
+
+    held = None
+    if repository.spec.credentials_secret is not None:
+        held = await place.client.find(Secret, repository.spec.credentials_secret, place.settings.namespace)
+    options = {name: value.decode("utf-8", "replace").strip() for name, value in held.data.items()} if held else {}
+    client = S3LockClient(repository.spec.url, options, attempts=1)
+    try:
+        async with asyncio.timeout(BUCKET_S):
+            return await client.problems()
+    finally:
+        await client.close()
 
 
 async def _secrets(place: Place, repository: BackupRepository) -> AsyncIterator[Finding]:

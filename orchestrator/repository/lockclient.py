@@ -44,8 +44,10 @@ _OPTIONS = frozenset(
 class S3LockClient:
     """One bucket and prefix. Connects at the first call; credentials as given, else botocore's own chain."""
 
-    def __init__(self, url: str, options: dict[str, str]) -> None:
+    def __init__(self, url: str, options: dict[str, str], *, attempts: int = 8) -> None:
+        """Take an s3:// address and the store's options; tries each call so often."""
         parts = urlsplit(url)
+        self._attempts = attempts
         self._url, self._bucket, self._prefix = url, parts.netloc, unquote(parts.path).strip("/")
         unknown = sorted(set(options) - _OPTIONS)
         if unknown:
@@ -118,7 +120,7 @@ class S3LockClient:
 
     async def _ask(self, name: str) -> dict[str, Any]:
         """Return a bucket's setting, {} when it has none or the store doesn't know it."""
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -126,11 +128,14 @@ class S3LockClient:
                 return answer
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code"))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if code == "NoSuchBucket":
                 raise StoreMissing(self._url) from None
-            if code == "AccessDenied":
+            if status == 403:
                 raise AccessDenied(self._url, name) from None
             return {}
+        except (BotoCoreError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(self._url, f"{name} failed ({type(error).__name__})") from None
 
     async def _call(self, name: str, key: str, **arguments: Any) -> dict[str, Any]:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -175,7 +180,7 @@ class S3LockClient:
         config = Config(
             connect_timeout=10,
             read_timeout=300,
-            retries={"max_attempts": 8, "mode": "adaptive"},
+            retries={"total_max_attempts": self._attempts, "mode": "adaptive"},
             s3={"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": False},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

@@ -433,6 +433,19 @@ def test_a_repository_that_was_ready_long_ago_is_no_longer_well(cluster: Cluster
     assert "vault is not ready: WrongKey: another key" in told(finds(cluster, repositories), FAILED)
 
 
+def test_a_lock_that_was_not_renewed_and_a_bucket_out_of_sight_are_told(cluster: Cluster) -> None:
+    make(cluster, Secret, "key", HOME, stringData={"master.key": GOOD_KEY})
+    make(cluster, Secret, "store", HOME, stringData=PAIR | {"endpoint": "http://127.0.0.1:9", "region": "us-east-1"})
+    spec = {"url": "s3://bucket/x", "encryptionSecret": "key", "credentialsSecret": "store", "allowedNamespaces": ["*"]}
+    spec["objectLock"] = {"retention": "30d", "renewEvery": "7d"}
+    status = {"ready": "True", "lastChecked": _ago(minutes=1), "objectLock": {"undeletableFor": "23d", "kept": "False"}}
+    make(cluster, BackupRepository, "vault", spec=spec, status=status)
+    found = finds(cluster, repositories)
+    assert "was not renewed within 7d" in told(found, WARNING)
+    assert "could not look at its bucket" in told(found, WARNING)
+    assert "hunter2" not in str(found)
+
+
 # The work
 
 
