@@ -157,3 +157,27 @@ async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, ima
     for point in [p for p in await world.points(SHOP) if p.spec.backup == "killed"]:
         assert await world.restored(point) == digest(images[point.spec.pvc_name])
     await world.settled(SHOP, snapshots=3, within_s=LONG)
+
+
+async def test_a_deleted_namespace_leaves_no_volume_and_no_snapshot_and_keeps_every_point(
+    world: RealWorld, images: dict[str, Path]
+) -> None:
+    """What lay on the storage goes, down to the last image; what lies in the repository stays and comes back."""
+    kept = {p.uid: digest(images[p.spec.pvc_name]) for p in await world.points(SHOP) if p.spec.backup == "killed"}
+    points = [p for p in await world.points(SHOP) if p.uid in kept]
+    await world.remove_namespace(SHOP)
+
+    def left() -> list[str]:
+        stored = [*world.cluster.data.glob("volumes/*.img"), *world.cluster.data.glob("snapshots/*.img")]
+        listed = world.cluster.kubectl("get", "pv,volumesnapshotcontents,volumeattachments", "-o", "name").stdout
+        return [*map(str, stored), *listed.split()]
+
+    try:
+        async with asyncio.timeout(LONG):
+            while await asyncio.to_thread(left):
+                await asyncio.sleep(0.5)
+    except TimeoutError:
+        raise AssertionError(await asyncio.to_thread(left)) from None
+    for point in points:
+        assert await world.restored(point) == kept[point.uid]
+    await world.settled(SHOP, snapshots=0, within_s=LONG)

@@ -63,13 +63,17 @@ class Weather:
 
     def answers(self, code: int, since: int) -> int:
         """Return how often the server gave the controller that code, by its audit log from that place on."""
+        return sum(event.get("responseStatus", {}).get("code") == code for event in self._events(since))
+
+    def _events(self, since: int) -> list[dict[str, Any]]:
         with self.cluster.audit_log.open("rb") as file:
             file.seek(since)
             events = [json.loads(line) for line in file if line.endswith(b"\n")]
-        return sum(
-            event["user"].get("username") == ACCOUNT and event.get("responseStatus", {}).get("code") == code
-            for event in events
-        )
+        return [event for event in events if event["user"].get("username") == ACCOUNT]
+
+    def watches(self, since: int) -> int:
+        """Return how many watches the controller began, by the audit log from that place on."""
+        return sum(e["verb"] == "watch" and e["stage"] == "ResponseStarted" for e in self._events(since))
 
     def audited(self) -> int:
         """Return how long the audit log is."""
@@ -186,7 +190,10 @@ async def test_a_server_that_forgot_its_history_in_mid_backup_costs_nothing(weat
 
 async def test_connections_that_are_cut_again_and_again_cost_nothing(weather: Weather) -> None:
     """Every watch and every request in flight of controller and node ends at once, five times a backup."""
+    since = weather.audited()
     async with weather.in_mid_backup("cut"):
         for _ in range(5):
             weather.cluster.drop_connections()
             await asyncio.sleep(0.7)
+    kinds = 5  # that the controller watches at the least
+    assert weather.watches(since) > kinds
