@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,12 @@ from urllib.parse import urlencode, urlsplit
 
 import yaml
 
+from tests.real.servers import compact
+
 Obj = dict[str, Any]
 ADMIN_TOKEN = "contract-admin-token"
+ASSETS = Path(os.environ.get("KUBEBUILDER_ASSETS") or Path.home() / ".cache" / "tidemark" / "tools" / "bin")
+"""The folder that `make real-tools` fills."""
 
 
 @dataclass
@@ -52,10 +56,12 @@ class Cluster:
 
     def __init__(self, kubeconfig: Path, kind: str) -> None:
         self.kubeconfig, self.kind = kubeconfig, kind
+        self.compact: Callable[[], object] = lambda: None
+        """Make the server forget the history of its storage; nothing where it does so by itself."""
         config = yaml.safe_load(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
         self.url = cluster["server"]
-        self.token = config["users"][0]["user"]["token"]
+        self.token = config["users"][0]["user"].get("token", "")
         self.context = ssl.create_default_context(
             cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
         )
@@ -196,9 +202,8 @@ class Cluster:
 
 def find_kubectl() -> str | None:
     """Return the kubectl to use: the one beside the real server's binaries, else the one on PATH."""
-    assets = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if assets and (Path(assets) / "kubectl").exists():
-        return str(Path(assets) / "kubectl")
+    if (ASSETS / "kubectl").exists():
+        return str(ASSETS / "kubectl")
     return shutil.which("kubectl")
 
 
@@ -330,5 +335,6 @@ def real(directory: Path, assets: Path) -> Iterator[Cluster]:
         ]
         with _process(manager, directory / "manager.log"):
             found = Cluster(config, "real")
+            found.compact = lambda: compact(etcd_port)
             yield found
             found.close()

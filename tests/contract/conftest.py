@@ -1,4 +1,8 @@
-"""Each contract test runs on the sandbox's API server and, marked `real`, on a real one."""
+"""Each contract test runs on the sandbox's API server and, marked `real`, on a real one.
+
+With TIDEMARK_CONTRACT_RUNNING set, also on the running cluster that KUBECONFIG names (an administrator by token): its
+own components may differ, so it comes beside the two, never instead of one.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from tests.contract import clusters
 from tests.contract.clusters import Cluster
 
 SERVERS = ["sandbox", pytest.param("real", marks=pytest.mark.real)]
+if os.environ.get("TIDEMARK_CONTRACT_RUNNING") and os.environ.get("KUBECONFIG"):
+    SERVERS.append(pytest.param("running", marks=pytest.mark.real))
 
 
 @pytest.fixture(scope="session", params=SERVERS)
@@ -21,10 +27,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         with clusters.sandbox(directory) as found:
             yield found
         return
-    assets = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if not assets:
-        pytest.fail("set KUBEBUILDER_ASSETS to the folder with etcd, kube-apiserver and kube-controller-manager")
-    with clusters.real(directory, Path(assets)) as found:
+    if request.param == "running":
+        found = Cluster(Path(os.environ["KUBECONFIG"]), "running")
+        yield found
+        found.close()
+        return
+    with clusters.real(directory, clusters.ASSETS) as found:
         yield found
 
 

@@ -6,7 +6,6 @@ The program runs all of its cases at once, and one time per server; its sources 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import clusters
 from tests.contract.clusters import Cluster
 
 #: Hermetic runs have no Go compiler: the program is one of the real tools.
@@ -26,7 +26,7 @@ CASES = re.findall(r'^\t\{"([a-z0-9-]+)", \w+\},', (SOURCES / "main.go").read_te
 @pytest.fixture(scope="module")
 def results(cluster: Cluster) -> Iterator[dict[str, str]]:
     """Return each case's error, "" where all was well."""
-    program = Path(os.environ.get("KUBEBUILDER_ASSETS", "")) / "contract-client"
+    program = clusters.ASSETS / "contract-client"
     if not program.exists():
         pytest.skip("needs the client-go program (make real-tools)")
     namespace = cluster.namespace()

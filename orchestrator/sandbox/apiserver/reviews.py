@@ -8,7 +8,7 @@ from orchestrator.sandbox.apiserver.authentication import Authenticator
 from orchestrator.sandbox.apiserver.authorization import Ask, Authorizer
 from orchestrator.sandbox.apiserver.calls import Call, User
 from orchestrator.sandbox.apiserver.objects import Obj
-from orchestrator.sandbox.apiserver.status import conflict, invalid, invalid_value, not_found
+from orchestrator.sandbox.apiserver.status import bad_request, conflict, invalid, invalid_value, not_found
 from orchestrator.sandbox.apiserver.store import Store
 from orchestrator.sandbox.apiserver.tokens import DEFAULT_AUDIENCES, BadToken, Tokens
 
@@ -119,9 +119,9 @@ class Reviews:
             return None
         storage = _BOUND.get((str(reference.get("kind")), str(reference.get("apiVersion"))))
         if storage is None:
-            detail = "cannot bind token for serviceaccount to object with this apiVersion and kind"
-            cause = invalid_value("spec.boundObjectRef", reference, detail)
-            raise invalid("TokenRequest", "authentication.k8s.io", call.name, [cause])
+            group, _, version = str(reference.get("apiVersion") or "").rpartition("/")
+            kind = f"{group}/{version}, Kind={reference.get('kind') or ''}"
+            raise bad_request(f"cannot bind token to object of type {kind}")
         name = str(reference.get("name") or "")
         found = self._store.get(storage, "" if storage == "nodes" else call.namespace, name)
         if found is None:

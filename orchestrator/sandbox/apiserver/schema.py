@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.sandbox.apiserver.objects import clone
+from orchestrator.sandbox.apiserver.timestamps import broken_time
 
 _UNSET: Any = object()
 
@@ -251,6 +252,8 @@ def check_types(value: Any, node: Node, struct: str = "", path: str = "") -> str
         return "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
     if value is None or node.opaque or node.int_or_string or node.name in {"Quantity", "Duration"}:
         return ""
+    if node.name in {"Time", "MicroTime"} and isinstance(value, str):
+        return broken_time(value, micro=node.name == "MicroTime")
     if node.format == "byte" and isinstance(value, str) and (at := _broken_base64(value)) is not None:
         return f"illegal base64 data at input byte {at}"
     found = _JSON_TYPES[type(value)]

@@ -246,7 +246,7 @@ func bookmarksCase(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	seconds := int64(5)
+	seconds := int64(8) // one comes two seconds before the end, if that is not too soon
 	events, err := maps.Watch(ctx, metav1.ListOptions{
 		LabelSelector: "case=nothing", ResourceVersion: start.ResourceVersion, AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
 	})
