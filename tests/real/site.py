@@ -23,6 +23,7 @@ from tests.real.world import HOME, RealWorld, real_world
 from tests.system.world import SETTINGS
 
 ACCOUNT = SETTINGS.service_account
+MOVER = SETTINGS.mover_service_account
 CONTROLLER = audit.account(HOME, ACCOUNT)
 POD = "app.kubernetes.io/component=controller"
 LONG = 240.0
@@ -94,6 +95,15 @@ class Site:
             with self.cluster.audit_log.open("rb") as lines:
                 made = audit.requests(lines, *(users or (CONTROLLER,)))
             return [r for r in made if r.at >= (since or self.since)]
+
+        return await asyncio.to_thread(read)
+
+    async def everybody(self) -> list[audit.Request]:
+        """Return what anybody asked since the installation, as far as the server's policy writes it down."""
+
+        def read() -> list[audit.Request]:
+            with self.cluster.audit_log.open("rb") as lines:
+                return [r for r in audit.requests(lines) if r.at >= self.since]
 
         return await asyncio.to_thread(read)
 

@@ -27,7 +27,7 @@ from orchestrator.decisions.backup_policy import backup_name
 from policies.naming import object_name, transient_name
 from tests.real import audit
 from tests.real.cluster import RealCluster
-from tests.real.site import HOME, LONG, Site, ours, site
+from tests.real.site import ACCOUNT, HOME, LONG, MOVER, Site, ours, site
 from tests.real.world import REPOSITORY
 from tests.system.world import digest, write
 
@@ -232,6 +232,14 @@ def _held(conditions: Any) -> bool:
 async def test_no_request_is_denied(told: Site) -> None:
     """What the controller asks for is what it was given."""
     assert audit.denied(await told.requests()) == []
+
+
+async def test_movers_ask_nothing_of_the_api_server(told: Site) -> None:
+    """They hold no token of any account; the tokens that were made are the controller's own."""
+    assert await told.requests(audit.account(HOME, MOVER)) == []
+    kubelets = [r for r in await told.everybody() if r.resource == "serviceaccounts/token" and r.namespace == HOME]
+    assert kubelets
+    assert {r.name for r in kubelets} == {ACCOUNT}
 
 
 async def test_each_right_is_used(told: Site) -> None:
