@@ -15,11 +15,16 @@ import msgspec
 from orchestrator.clock import Clock
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import DamageIndex, DamageRecord, put_damage
-from orchestrator.repository.errors import Damaged, ManifestMissing, PointCancelled, UnsupportedFormat
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, ObjectRef
 from orchestrator.repository.manifest import MapRoot, open_manifest
-from orchestrator.repository.page import Inner
+from orchestrator.repository.page import Inner, Ref
 from orchestrator.repository.vault import Vault
+
+BATCH_PAGES = 32
+"""Pages fetched together."""
+REMEMBERED = 300_000
+"""Pages whose losses are remembered, to bound memory: some 50 MB."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -108,8 +113,16 @@ async def blame(
             index.add(bad.kind, bad.ref, bad.slots)
     hurt: dict[ObjectRef, dict[str, int]] = {}
     lost: Counter[str] = Counter()
-    for key, point in points.items():
-        for ref, chunks in (await lost_chunks(vault, point.root, index)).items():
+    losses = Losses(vault, index)
+    for key, point in list(points.items()):
+        try:
+            of_point = await losses.of(point.root)
+        except (Damaged, ObjectMissing):
+            if not await _removed(vault, key):
+                raise
+            del points[key]
+            continue
+        for ref, chunks in of_point.items():
             hurt.setdefault(ref, {})[key] = chunks
             lost[key] += chunks
     findings = []
@@ -135,12 +148,18 @@ async def blame(
 async def _forget_removed(vault: Vault, points: dict[str, Known]) -> None:
     """Leave out points that were removed while verify ran: maintenance may have swept what only they needed."""
     for key in list(points):
-        try:
-            await open_manifest(vault, key)
-        except (ManifestMissing, PointCancelled):
+        if await _removed(vault, key):
             del points[key]
-        except (Damaged, UnsupportedFormat):
-            continue
+
+
+async def _removed(vault: Vault, key: str) -> bool:
+    try:
+        await open_manifest(vault, key)
+    except (ManifestMissing, PointCancelled):
+        return True
+    except (Damaged, UnsupportedFormat):
+        return False
+    return False
 
 
 def _known(index: DamageIndex, bad: Bad) -> bool:
@@ -151,49 +170,74 @@ def _known(index: DamageIndex, bad: Bad) -> bool:
     return slots is None or (bool(bad.slots) and bad.slots <= slots)
 
 
-async def lost_chunks(vault: Vault, root: MapRoot, damage: DamageIndex) -> Counter[ObjectRef]:
-    """Return how many chunks a map loses to each damaged object; a damaged page counts for all that it covers."""
-    lost: Counter[ObjectRef] = Counter()
-    reader, leaves = MapReader(vault, root), -(-root.chunk_count // LEAF_CHUNKS)
-    for node in range(-(-leaves // FAN_OUT)):
-        page = await _level1(reader, node, damage, lost)
-        for number in page.numbers() if page is not None else ():
-            await _leaf_losses(reader, page, number, damage, lost)
-    return lost
+class Losses:
+    """How many chunks maps lose to damage. A page that several points share is looked at once."""
 
+    def __init__(self, vault: Vault, damage: DamageIndex) -> None:
+        self._vault, self._damage = vault, damage
+        self._pages: dict[tuple[bytes, int], Counter[ObjectRef]] = {}
+        """By the digest of an inner page, and how many chunks it covers: the last page of a map covers fewer."""
+        self._leaves: dict[bytes, tuple[tuple[int, ObjectRef], ...]] = {}
+        """Damaged chunks in leaves, by their digest; most have none."""
 
-async def _level1(reader: MapReader, node: int, damage: DamageIndex, lost: Counter[ObjectRef]) -> Inner | None:
-    """Descend to a level-1 page, charging its chunks to the first damaged page on the way."""
-    level, ref = reader.root.levels, reader.top()
-    covered = min(FAN_OUT * LEAF_CHUNKS, reader.root.chunk_count - node * FAN_OUT * LEAF_CHUNKS)
-    while ref is not None:
-        if damage.touches_page(ref.object, ref.slot):
-            lost[ref.object] += covered
-            return None
+    async def of(self, root: MapRoot) -> Counter[ObjectRef]:
+        """Return the chunks lost to each damaged object; a damaged page counts for all that it covers."""
+        reader = MapReader(self._vault, root)
+        top = reader.top()
+        return Counter() if top is None else await self._page(reader, root.levels, top, 0)
+
+    async def _page(self, reader: MapReader, level: int, ref: Ref, first: int) -> Counter[ObjectRef]:
+        covered = min(LEAF_CHUNKS * FAN_OUT**level, reader.root.chunk_count - first)
+        if self._damage.touches_page(ref.object, ref.slot):
+            return Counter({ref.object: covered})
+        known = self._pages.get((ref.digest, covered))
+        if known is not None:
+            return known
         (page,) = await reader.inner(level, [ref])
-        if level == 1:
-            return page
-        level -= 1
-        ref = page.child(node // FAN_OUT ** (level - 1) % FAN_OUT)
-    return None
+        lost: Counter[ObjectRef] = Counter()
+        below = list(page.numbers())
+        for start in range(0, len(below), BATCH_PAGES):
+            some = below[start : start + BATCH_PAGES]
+            if level == 1:
+                await self._leaf_losses(reader, page, some, first, lost)
+                continue
+            children = {number: child for number in some if (child := page.child(number)) is not None}
+            sound = [child for child in children.values() if not self._damage.touches_page(child.object, child.slot)]
+            await reader.inner(level - 1, sound)
+            for number, child in children.items():
+                at = first + number * LEAF_CHUNKS * FAN_OUT ** (level - 1)
+                lost.update(await self._page(reader, level - 1, child, at))
+        if len(self._pages) >= REMEMBERED:
+            self._pages.clear()
+        self._pages[ref.digest, covered] = lost
+        return lost
 
+    async def _leaf_losses(
+        self, reader: MapReader, page: Inner, numbers: list[int], first: int, lost: Counter[ObjectRef]
+    ) -> None:
+        """Count what some leaves of a level-1 page lose: in its overlay, and in leaves as far as they show through."""
+        children = {number: page.child(number) for number in numbers}
+        self._leaves.update(await self._damaged_in(reader, [ref for ref in children.values() if ref]))
+        for number, ref in children.items():
+            overlay = dict(page.overlay(number))
+            lost.update(entry.pack for entry in overlay.values() if entry is not None and self._damage.touches(entry))
+            if ref is None:
+                continue
+            if self._damage.touches_page(ref.object, ref.slot):
+                left = min(LEAF_CHUNKS, reader.root.chunk_count - first - number * LEAF_CHUNKS)
+                lost[ref.object] += left - len(overlay)
+            else:
+                lost.update(pack for at, pack in self._leaves[ref.digest] if at not in overlay)
 
-async def _leaf_losses(
-    reader: MapReader, page: Inner | None, number: int, damage: DamageIndex, lost: Counter[ObjectRef]
-) -> None:
-    assert page is not None
-    overlay = dict(page.overlay(number))
-    for entry in overlay.values():
-        if entry is not None and damage.touches(entry):
-            lost[entry.pack] += 1
-    ref = page.child(number)
-    if ref is None:
-        return
-    if damage.touches_page(ref.object, ref.slot):
-        lost[ref.object] += LEAF_CHUNKS - len(overlay)
-        return
-    leaf = (await reader.leaves([ref]))[ref]
-    if any(pack in damage.packs for pack in leaf.packs):
-        for at, entry in leaf.chunks():
-            if at not in overlay and damage.touches(entry):
-                lost[entry.pack] += 1
+    async def _damaged_in(self, reader: MapReader, refs: list[Ref]) -> dict[bytes, tuple[tuple[int, ObjectRef], ...]]:
+        """Return the damaged chunks of leaves that weren't looked at yet, by digest."""
+        if len(self._leaves) >= REMEMBERED:
+            self._leaves.clear()
+        fresh = [ref for ref in refs if not self._damage.touches_page(ref.object, ref.slot)]
+        fresh = [ref for ref in fresh if ref.digest not in self._leaves]
+        found = {}
+        for ref, leaf in (await reader.leaves(fresh)).items():
+            touched = any(pack in self._damage.packs for pack in leaf.packs)
+            entries = leaf.chunks() if touched else ()
+            found[ref.digest] = tuple((at, entry.pack) for at, entry in entries if self._damage.touches(entry))
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import msgspec
@@ -13,6 +14,7 @@ from orchestrator.repository.damage import check_base, load_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.point import remove
+from orchestrator.repository.store import CountingStore
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verified import forget_results, open_result, put_result, result_of
 from orchestrator.repository.verify import verify
@@ -264,3 +266,21 @@ async def test_a_runs_result_is_found_under_its_name_only(vault: Vault) -> None:
         await open_result(vault, "run-2")
     assert await forget_results(vault) == 2
     assert await open_result(vault, "run-1") is None
+
+
+async def test_finding_whom_damage_hurts_reads_what_points_share_once(vault: Vault) -> None:
+    """Without this a thousand points of a large volume would cost a thousand times its map."""
+    volume = bytearray(_volume(3, chunks=1100))
+    ref = await backup(vault, bytes(volume), sequence=1, chunk_size=SIZE)
+    for sequence in range(2, 22):
+        volume[sequence * SIZE : (sequence + 1) * SIZE] = bytes([sequence]) * SIZE
+        ref = await backup(vault, bytes(volume), sequence=sequence, touched=[sequence], base=ref, chunk_size=SIZE)
+    manifest, _ = await open_manifest(vault, ref.key)
+    entry = (await MapReader(vault, manifest.root).lookup([1050]))[1050]
+    await vault.store.delete(vault.names.pack(entry.pack))
+    counting = CountingStore(vault.store)
+    report = await verify(dataclasses.replace(vault, store=counting), depth="quick")
+    assert len(report.hurt) == 21
+    assert [point.chunks for point in report.hurt] == [1100 - n for n in range(21)]
+    # manifests twice, one page each with what is of one object joined, and the two leaves that all of them share once
+    assert counting.requests["get"] <= 2 * 21 + 2 * 21 + 10
