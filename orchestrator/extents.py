@@ -9,6 +9,7 @@ numpy is imported only where a batch is added, because a mover (which only walks
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,24 +51,31 @@ _EMPTY_BLOCK, _FULL_BLOCK = bytes(_BLOCK), b"\xff" * _BLOCK
 
 
 class ChunkSet:
-    """Which chunks of a volume: one bit per chunk, least significant bit first."""
+    """Which chunks of a volume: one bit per chunk, least significant bit first.
 
-    __slots__ = ("_bits", "chunk_size", "volume_size")
+    What is beyond the last chunk ever added is never looked at: an almost empty set of a huge volume costs nothing.
+    """
 
-    def __init__(self, volume_size: int, chunk_size: int, bits: bytearray | None = None) -> None:
-        """Make an empty set, or adopt `bits` (exactly ceil(chunks/8) bytes, spare bits zero)."""
+    __slots__ = ("_bits", "_end", "chunk_size", "volume_size")
+
+    def __init__(self, volume_size: int, chunk_size: int, bits: bytes | bytearray | None = None) -> None:
+        """Make an empty set, or one of `bits`: at most ceil(chunks/8) bytes; spare bits and what is left out are zero."""
         if chunk_size <= 0 or volume_size < 0:
             raise ValueError(f"no chunks of {chunk_size} bytes in {volume_size} bytes")
         self.volume_size = volume_size
         self.chunk_size = chunk_size
         size = (self.chunk_count + 7) // 8
-        if bits is None:
-            bits = bytearray(size)
-        elif len(bits) != size:
-            raise ValueError(f"{len(bits)} bytes of bits for {self.chunk_count} chunks, expected {size}")
-        elif self.chunk_count % 8 and bits[-1] >> (self.chunk_count % 8):
+        given = len(bits) if bits is not None else 0
+        if given > size:
+            raise ValueError(f"{given} bytes of bits for {self.chunk_count} chunks, expected {size}")
+        if bits and given == size and self.chunk_count % 8 and bits[-1] >> (self.chunk_count % 8):
             raise ValueError("bits are set beyond the last chunk")
-        self._bits = bits
+        # Fresh pages are zero without being written: a huge set costs memory only where something is added.
+        self._bits = bytearray(size) if size < _BLOCK else mmap.mmap(-1, size)
+        self._end = given
+        """Bytes from here on are zero."""
+        if bits:
+            self._bits[:given] = bits
 
     @property
     def chunk_count(self) -> int:
@@ -112,6 +120,7 @@ class ChunkSet:
         heads = np.flatnonzero(np.concatenate(([True], byte[1:] != byte[:-1])))
         view = np.frombuffer(self._bits, dtype=np.uint8)
         view[byte[heads]] |= np.bitwise_or.reduceat(bit, heads)
+        self._end = max(self._end, int(byte[-1]) + 1)
 
     def add_range(self, offset: int, length: int) -> None:
         """Add every chunk that `[offset, offset + length)` touches, clipped to the volume."""
@@ -129,6 +138,7 @@ class ChunkSet:
             return
         lo, hi = first // 8, (stop - 1) // 8
         head, tail = 0xFF & (0xFF << (first % 8)), 0xFF >> (7 - (stop - 1) % 8)
+        self._end = max(self._end, hi + 1)
         if lo == hi:
             self._bits[lo] |= head & tail
             return
@@ -140,28 +150,33 @@ class ChunkSet:
         return 0 <= index < self.chunk_count and bool(self._bits[index // 8] & (1 << (index % 8)))
 
     def __len__(self) -> int:
-        return int.from_bytes(self._bits, "little").bit_count()
+        pieces = (self._bits[at : min(at + _BLOCK, self._end)] for at in range(0, self._end, _BLOCK))
+        return sum(int.from_bytes(piece, "little").bit_count() for piece in pieces if piece != _EMPTY_BLOCK)
 
     def __bool__(self) -> bool:
-        return self._skip(0, len(self._bits), 0x00) < len(self._bits)
+        return self._skip(0, self._end, 0x00) < self._end
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ChunkSet):
             return NotImplemented
-        return (self.volume_size, self.chunk_size, self._bits) == (other.volume_size, other.chunk_size, other._bits)
+        end = max(self._end, other._end)
+        mine, others = (self.volume_size, self.chunk_size), (other.volume_size, other.chunk_size)
+        return mine == others and self._bits[:end] == other._bits[:end]
 
     __hash__ = None  # type: ignore[assignment]  # mutable on purpose
 
     def __ior__(self, other: ChunkSet) -> ChunkSet:
         if (self.volume_size, self.chunk_size) != (other.volume_size, other.chunk_size):
             raise ValueError("sets of different volumes")
-        merged = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
-        self._bits[:] = merged.to_bytes(len(self._bits), "little")
+        end = max(self._end, other._end)
+        merged = int.from_bytes(self._bits[:end], "little") | int.from_bytes(other._bits[:end], "little")
+        self._bits[:end] = merged.to_bytes(end, "little")
+        self._end = end
         return self
 
     def runs(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield maximal runs `(first, stop)` of chunk indexes, ascending, within `[first, stop)`."""
-        end = self.chunk_count if stop is None else min(stop, self.chunk_count)
+        end = min(self.chunk_count if stop is None else stop, self.chunk_count, self._end * 8)
         index = first
         while True:
             index = self._next(index, end, wanted=True)
@@ -206,5 +221,5 @@ class ChunkSet:
         return total
 
     def to_bytes(self) -> bytes:
-        """Return the bits."""
-        return bytes(self._bits)
+        """Return the bits, bytes without any at the end left out."""
+        return bytes(self._bits[: self._end])

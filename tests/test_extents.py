@@ -60,6 +60,23 @@ def test_an_empty_16_tib_set_is_walked_at_once() -> None:
     assert list(chunks.runs()) == [(chunks.chunk_count - 1, chunks.chunk_count)]
 
 
+def test_what_is_left_out_of_the_bits_is_not_in_the_set() -> None:
+    """A plan of a huge volume without changes has no bytes, and is looked through at once."""
+    empty, first = ChunkSet(16 << 40, 256 << 10), ChunkSet(16 << 40, 256 << 10)
+    first.add_chunks(3, 5)
+    assert empty.to_bytes() == b""
+    assert not ChunkSet(16 << 40, 256 << 10, b"")
+    assert first.to_bytes() == b"\x18"
+    again = ChunkSet(16 << 40, 256 << 10, first.to_bytes())
+    assert (again == first, list(again.runs()), len(again), bool(again)) == (True, [(3, 5)], 2, True)
+    assert ChunkSet(16 << 40, 256 << 10, b"\x18" + bytes(1000)) == first
+    again |= empty
+    empty |= first
+    assert again == empty == first
+    with pytest.raises(ValueError, match="expected"):
+        ChunkSet(30, 10, b"\0\0")
+
+
 def test_two_ranges_far_apart_cost_no_memory_in_between() -> None:
     import tracemalloc
 

@@ -24,7 +24,7 @@ class _PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to read and how to go on. `bits` holds one bit per chunk of `record.volume_size`."""
+    """What to read and how to go on. `bits`: one for each chunk of `record.volume_size`, zeros at the end left out."""
 
     record: PointRecord
     base: PointRef | None = None
@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def chunks(self) -> ChunkSet:
         """Return the chunks to read."""
-        return ChunkSet(self.record.volume_size, self.record.chunk_size, bytearray(self.bits))
+        return ChunkSet(self.record.volume_size, self.record.chunk_size, self.bits)
 
 
 def shard_range(chunk_count: int, shards: int, number: int) -> tuple[int, int]:
