@@ -1,4 +1,7 @@
-"""Keep the test runner from leaking an event loop of its own, and from skipping where nothing may be skipped."""
+"""Keep the test runner from leaking an event loop of its own, and from skipping where nothing may be skipped.
+
+Also tells `tests.tally` which API server each test ran on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,18 @@ import os
 from collections.abc import Generator
 
 import pytest
+
+from tests import tally
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    tally.register(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        server = tally.api_server_of(item.nodeid, getattr(item, "fixturenames", ()))
+        item.user_properties.append((tally.API_SERVER, server))
 
 
 @pytest.fixture(scope="session", autouse=True)
