@@ -59,7 +59,7 @@ class ChunkSet:
     __slots__ = ("_bits", "_end", "chunk_size", "volume_size")
 
     def __init__(self, volume_size: int, chunk_size: int, bits: bytes | bytearray | None = None) -> None:
-        """Make an empty set, or one of `bits`: at most ceil(chunks/8) bytes; spare bits and what is left out are zero."""
+        """Make an empty set, or one of `bits`: at most ceil(chunks/8) bytes; spare and missing bits are zero."""
         if chunk_size <= 0 or volume_size < 0:
             raise ValueError(f"no chunks of {chunk_size} bytes in {volume_size} bytes")
         self.volume_size = volume_size
