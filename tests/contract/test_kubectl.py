@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -214,22 +214,46 @@ OLDER = [f"kubectl.{version}" for version in ("1.20", "1.27", "1.28", "1.29")]
 """What an older client is called; `make real-tools` takes one from Debian's package."""
 
 
-def test_an_older_kubectl_works_as_well(cluster: Cluster, ns: str, group: str) -> None:
+@pytest.fixture
+def older(cluster: Cluster, ns: str) -> Callable[..., str]:
+    """Run an older kubectl in the test's namespace; returns all that it prints."""
     binary = clusters.find_kubectl()
     assert binary is not None
     beside = str(Path(binary).parent)
-    older = next((b for b in (shutil.which(name, path=beside) for name in OLDER) if b), None)
-    if older is None:
+    found = next((b for b in (shutil.which(name, path=beside) for name in OLDER) if b), None)
+    if found is None:
         pytest.skip("needs an older kubectl beside the one in use (make real-tools)")
 
     def run(*arguments: str, stdin: str = "") -> str:
-        command = [older, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, *arguments]
+        command = [found, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, *arguments]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=40, check=False)
         return done.stdout + done.stderr
 
-    assert "created" in run("apply", "-f", "-", stdin=_gadget(group))
-    assert "configured" in run("apply", "-f", "-", stdin=_gadget(group, 5))
-    refused = run("apply", "-f", "-", stdin=_gadget(group, unknown=1))
+    return run
+
+
+def test_an_older_kubectl_works_as_well(older: Callable[..., str], group: str) -> None:
+    assert "created" in older("apply", "-f", "-", stdin=_gadget(group))
+    assert "configured" in older("apply", "-f", "-", stdin=_gadget(group, 5))
+    refused = older("apply", "-f", "-", stdin=_gadget(group, unknown=1))
     assert "unknown field" in refused
     assert '"spec.unknown"' in refused or '"unknown"' in refused  # before 1.25 the client itself looked
-    assert "What is wanted." in run("explain", "gadgets.spec", f"--api-version={group}/v1")
+    assert "What is wanted." in older("explain", "gadgets.spec", f"--api-version={group}/v1")
+
+
+def test_an_older_kubectl_shows_changes_and_deletes(older: Callable[..., str], group: str) -> None:
+    older("apply", "-f", "-", stdin=_gadget(group))
+    assert older("get", f"gadgets.{group}").split() == ["NAME", "SIZE", "g", "3"]
+    assert "labeled" in older("label", f"gadgets.{group}", "g", "a=b")
+    assert "g" in older("get", f"gadgets.{group}", "-l", "a=b", "-o", "name")
+    assert "patched" in older("patch", f"gadgets.{group}", "g", "--type=merge", "-p", '{"spec":{"size":4}}')
+    described = older("describe", f"gadgets.{group}", "g")
+    assert "Size:" in described
+    assert "Events:" in described
+    assert "serverside-applied" in older("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=_gadget(group))
+    assert "deleted" in older("delete", f"gadgets.{group}", "g", "--wait=true")
+    assert "NotFound" in older("get", f"gadgets.{group}", "g")
+    assert older("auth", "can-i", "create", "pods").strip() == "yes"
+    assert "gadgets" in older("api-resources", f"--api-group={group}")
+    assert "created" in older("create", "configmap", "c", "--from-literal=a=b")
+    assert older("get", "configmap", "c", "-o", "jsonpath={.data.a}") == "b"
