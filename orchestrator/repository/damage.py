@@ -117,8 +117,12 @@ class BaseCheck(NamedTuple):
     """Runs [first, stop) of damaged chunk indexes: add them to what is read."""
 
 
-async def check_base(vault: Vault, ref: PointRef, *, within_s: float = LOOK_S) -> BaseCheck:
-    """Open manifest and root page and look at the damage records; never raises for damage.
+async def check_base(
+    vault: Vault, ref: PointRef, *, manifest: Manifest | None = None, within_s: float = LOOK_S
+) -> BaseCheck:
+    """Open manifest (unless the caller just did) and root page and look at the damage records.
+
+    Never raises for damage.
 
     Damage to chunks or leaves leaves a base usable, with `heal`; damage to an inner page doesn't. Where finding out
     takes longer than `within_s` the base isn't used: its next heir would wait for ever otherwise.
@@ -126,7 +130,8 @@ async def check_base(vault: Vault, ref: PointRef, *, within_s: float = LOOK_S) -
     from orchestrator.repository.chunkmap import MapReader
 
     try:
-        manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+        if manifest is None:
+            manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
         await MapReader(vault, manifest.root).check_root()
         damage = await load_damage(vault)
         async with asyncio.timeout(within_s):

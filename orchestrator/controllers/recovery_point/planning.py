@@ -73,8 +73,9 @@ async def choose(work: Work, seen: RecoveryPointSeen) -> None:
     """Choose a base and a place in the lineage, and write both down."""
     status = work.status
     async with work.vault(create=True) as (_, vault):
-        choice, found = await _choose(work, seen, vault)
-        sequence = await _next_sequence(seen, vault, lineage_of(status.driver, status.volume_handle))
+        keys = await list_lineage(vault, lineage_of(status.driver, status.volume_handle))
+        choice, found = await _choose(work, seen, vault, keys)
+    sequence = _next_sequence(seen, keys)
     expected = choice.reason in _EXPECTED
     base = None
     if choice.base is not None and choice.mode == "delta":
@@ -98,14 +99,15 @@ def sequence_of(manifest_key: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-async def _next_sequence(seen: RecoveryPointSeen, vault: Vault, name: str) -> int:
+def _next_sequence(seen: RecoveryPointSeen, keys: list[str]) -> int:
     """Return the number after the highest of the volume's points, known here or found in the repository."""
-    keys = await list_lineage(vault, name)
     highest = max((sequence_of(key) for key in keys), default=0)
     return max(highest, *(p.status.sequence for p in seen.siblings), 0) + 1
 
 
-async def _choose(work: Work, seen: RecoveryPointSeen, vault: Vault) -> tuple[lineage.Choice, dict[str, Earlier]]:
+async def _choose(
+    work: Work, seen: RecoveryPointSeen, vault: Vault, keys: list[str]
+) -> tuple[lineage.Choice, dict[str, Earlier]]:
     status, options = work.status, work.point.spec.options
     assert status.snapshot_time is not None
     target = lineage.Target(
@@ -118,7 +120,6 @@ async def _choose(work: Work, seen: RecoveryPointSeen, vault: Vault) -> tuple[li
         force_full=work.point.spec.full,
     )
     records = {p.status.manifest.key: p for p in seen.siblings if p.status.manifest is not None}
-    keys = await list_lineage(vault, lineage_of(status.driver, status.volume_handle))
     newest = sorted(keys, key=sequence_of, reverse=True)
     wanted = newest[:LOOK_BACK]
     wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
@@ -149,7 +150,7 @@ async def _candidate(
     except (Damaged, UnsupportedFormat):
         return _unreadable(work, key)
     told = manifest.record
-    check = await check_base(vault, ref)
+    check = await check_base(vault, ref, manifest=manifest)
     found[told.point_id] = Earlier(ref, manifest, check.heal)
     return lineage.Candidate(
         id=told.point_id,
@@ -201,14 +202,15 @@ async def _snapshot_kept(work: Work, record: RecoveryPoint | None) -> bool:
 
 async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> None:
     """Find out which chunks to read, store the plan, then the intent; a plan that is stored already counts."""
-    plan = await _stored(work)
+    plan, earlier = await _stored(work), None
     if plan is None:
-        plan = await _make(work, seen, memory)
+        plan, earlier = await _make(work, seen, memory)
     async with work.vault() as (_, vault):
         others = await _neighbours(work, vault, plan)
         intent = msgspec.structs.replace(_intent(work, vault, plan), refers=tuple(others))
-        intent = await put_intent(vault, intent, roots=others)
-        base = await _base(vault, plan.base) if plan.base is not None else None
+        known = {} if earlier is None else {earlier.ref: earlier.manifest.root}
+        intent = await put_intent(vault, intent, roots={**others, **known})
+        base = await _base(vault, plan.base, earlier) if plan.base is not None else None
     record, chunks = plan.record, plan.chunks()
     await work.write(
         phase=PointPhase.WAITING if chunks else PointPhase.PLANNING,
@@ -230,8 +232,11 @@ async def _neighbours(work: Work, vault: Vault, plan: Plan) -> dict[PointRef, Ma
     return await neighbours(vault, plan.record.lineage, plan.record.chunk_size)
 
 
-async def _base(vault: Vault, ref: PointRef) -> PointBase:
-    manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
+async def _base(vault: Vault, ref: PointRef, earlier: Earlier | None) -> PointBase:
+    if earlier is not None and earlier.ref == ref:
+        manifest = earlier.manifest
+    else:
+        manifest, _ = await open_manifest(vault, ref.key, digest=ref.digest)
     record = manifest.record
     return PointBase(point=record.point_name, uid=record.point_id, snapshot_handle=record.base_id)
 
@@ -256,11 +261,14 @@ def _intent(work: Work, vault: Vault, plan: Plan) -> Intent:
     )
 
 
-async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> Plan:
+async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> tuple[Plan, Earlier | None]:
+    """Make and store the plan; return what is stored, and the earlier point that was opened for it."""
     record = await _record(work, seen)
     async with work.vault() as (_, vault):
-        choice, found = await _choose(work, seen, vault)
-    ref, earlier, heal = found[choice.base.id] if choice.base is not None else (None, None, ())
+        keys = await list_lineage(vault, lineage_of(work.status.driver, work.status.volume_handle))
+        choice, found = await _choose(work, seen, vault, keys)
+    opened = found[choice.base.id] if choice.base is not None else None
+    ref, earlier, heal = opened or (None, None, ())
     if earlier is not None:
         # One size of chunk for the volume's life: ids at the same index must be comparable.
         record = msgspec.structs.replace(record, chunk_size=earlier.root.chunk_size)
@@ -294,7 +302,7 @@ async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> P
         bits=outcome.chunks.to_bytes(),
     )
     async with work.vault() as (_, vault):
-        return await put_plan(vault, work.point.uid, plan)
+        return await put_plan(vault, work.point.uid, plan), opened
 
 
 async def _record(work: Work, seen: RecoveryPointSeen) -> PointRecord:

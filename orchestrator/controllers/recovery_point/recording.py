@@ -21,12 +21,12 @@ from orchestrator.repository.errors import (
     ObjectMissing,
     PointCancelled,
 )
-from orchestrator.repository.intent import open_intent
+from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.manifest import Manifest, PointRef, PointStats, open_manifest
 from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.plan import Plan, open_plan
-from orchestrator.repository.point import cancel, commit, committed
-from orchestrator.repository.shard import open_shard, put_shard
+from orchestrator.repository.point import cancel, commit_planned, committed
+from orchestrator.repository.shard import Shard, open_shard, put_shard
 from orchestrator.repository.vault import Vault
 
 
@@ -42,23 +42,24 @@ async def is_committed(work: Work) -> bool:
 async def commit_point(work: Work) -> None:
     """Put the manifest; an unchanged volume needs no mover for that. Raises ShardsMissing."""
     async with work.vault() as (_, vault):
-        plan = await open_plan(vault, work.status.intent)
-        if not plan.chunks() and await open_shard(vault, work.status.intent, 0) is None:
-            await _put_empty_shard(vault, work.status.intent, plan)
-        ref = await commit(vault, work.status.intent, clock=work.context.clock)
+        intent, plan = await open_intent(vault, work.status.intent), await open_plan(vault, work.status.intent)
+        shard = None
+        if not plan.chunks():
+            shard = await open_shard(vault, intent.id, 0) or await _put_empty_shard(vault, intent, plan)
+        ref = await commit_planned(vault, intent, plan, shard=shard, clock=work.context.clock)
     await _record(work, ref)
 
 
-async def _put_empty_shard(vault: Vault, intent_id: str, plan: Plan) -> None:
+async def _put_empty_shard(vault: Vault, intent: Intent, plan: Plan) -> Shard:
     """Stand in for a mover that would have nothing to read."""
     record, base = plan.record, None
     if plan.base is not None:
-        manifest, _ = await open_manifest(vault, plan.base.key, digest=plan.base.digest)
-        base = MapReader(vault, manifest.root)
+        # The intent keeps the base's map alive, even when its manifest was pruned since.
+        base = MapReader(vault, intent.roots[intent.points.index(plan.base)])
     builder = ShardBuilder(
-        vault, intent_id, volume_size=record.volume_size, chunk_size=record.chunk_size, base=base, number=0, shards=1
+        vault, intent.id, volume_size=record.volume_size, chunk_size=record.chunk_size, base=base, number=0, shards=1
     )
-    await put_shard(vault, intent_id, await builder.finish(PointStats(volume=record.volume_size)))
+    return await put_shard(vault, intent.id, await builder.finish(PointStats(volume=record.volume_size)))
 
 
 async def record_point(work: Work) -> None:
