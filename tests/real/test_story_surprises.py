@@ -14,13 +14,16 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from orchestrator.api.foreign.core import Job, PersistentVolume, PersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotContent
-from orchestrator.api.tidemark import BackupPolicy, RecoveryPoint
+from orchestrator.api.meta import ObjectMeta
+from orchestrator.api.tidemark import BackupPolicy, RecoveryPoint, Restore
 from orchestrator.api.tidemark.backup import BackupPhase
+from orchestrator.api.tidemark.restore import RestorePhase, RestoreSpec
 from orchestrator.demo import install
 from orchestrator.kube.errors import NotFound
 from tests.real.cluster import RealCluster
@@ -31,6 +34,8 @@ pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytes
 
 WEATHER = "weather"
 SIZE = 16 << 20
+KINDS = 5
+"""That the controller watches, at the least."""
 CLAIMS = {"disk": "Block", "files": "Filesystem"}
 ACCOUNT = f"system:serviceaccount:{HOME}:{SETTINGS.service_account}"
 
@@ -71,9 +76,9 @@ class Weather:
             events = [json.loads(line) for line in file if line.endswith(b"\n")]
         return [event for event in events if event["user"].get("username") == ACCOUNT]
 
-    def watches(self, since: int) -> int:
-        """Return how many watches the controller began, by the audit log from that place on."""
-        return sum(e["verb"] == "watch" and e["stage"] == "ResponseStarted" for e in self._events(since))
+    def asked(self, verb: str, since: int) -> int:
+        """Return how many requests of that verb the controller made, by the audit log from that place on."""
+        return len({e["auditID"] for e in self._events(since) if e["verb"] == verb})
 
     def audited(self) -> int:
         """Return how long the audit log is."""
@@ -175,17 +180,13 @@ async def test_an_account_that_is_refused_every_request_for_a_while_carries_on(w
             await asyncio.to_thread(kubectl, "delete", "-f", "-", stdin=manifests)
 
 
-async def test_a_restart_of_the_api_server_in_mid_backup_costs_nothing(weather: Weather) -> None:
-    """kill -9, some seconds of nothing, and a new one on the same etcd: watches and writes in flight are lost."""
-    async with weather.in_mid_backup("restarted"):
-        await weather.cluster.restart_apiserver(down_s=3)
-
-
-async def test_a_server_that_forgot_its_history_in_mid_backup_costs_nothing(weather: Weather) -> None:
-    """Compaction and restart: whoever watches on from what he saw is answered 410 and lists again."""
+async def test_a_server_killed_and_back_without_its_history_in_mid_backup_costs_nothing(weather: Weather) -> None:
+    """kill -9, some seconds of nothing, a compacted etcd: requests in flight are lost, watchers must list again."""
+    since = weather.audited()
     async with weather.in_mid_backup("compacted"):
         await weather.cluster.compact_etcd()
-        await weather.cluster.restart_apiserver()
+        await weather.cluster.restart_apiserver(down_s=3)
+    assert weather.asked("list", since) >= KINDS
 
 
 async def test_connections_that_are_cut_again_and_again_cost_nothing(weather: Weather) -> None:
@@ -195,5 +196,35 @@ async def test_connections_that_are_cut_again_and_again_cost_nothing(weather: We
         for _ in range(5):
             weather.cluster.drop_connections()
             await asyncio.sleep(0.7)
-    kinds = 5  # that the controller watches at the least
-    assert weather.watches(since) > kinds
+    assert weather.asked("watch", since) > KINDS
+
+
+async def test_nodes_that_crash_in_mid_backup_cost_nothing(weather: Weather) -> None:
+    """Their programs are killed and started again: Pods of before, the controller's too, are ended and made anew."""
+    async with weather.in_mid_backup("crashed"):
+        await weather.cluster.restart_part("node")
+
+
+async def test_a_restore_through_all_of_it_hands_over_whole_volumes(weather: Weather) -> None:
+    """Cut connections, a compaction, killed movers, a restarted server and a killed controller, all in one restore."""
+    world, cluster = weather.world, weather.cluster
+    if not await world.points(WEATHER):  # when this test is run alone
+        async with weather.in_mid_backup("before-restore"):
+            pass
+    for claim in weather.images:
+        source = {"pvc": {"pvc": claim, "repository": REPOSITORY}}
+        spec = msgspec.convert({"source": source, "target": {"pvcName": f"{claim}-back"}}, RestoreSpec)
+        await world.client.create(Restore(metadata=ObjectMeta(name=f"{claim}-back", namespace=WEATHER), spec=spec))
+    async with asyncio.timeout(LONG):
+        while not world.running_movers():
+            await asyncio.sleep(0.02)
+    cluster.drop_connections()
+    world.kill_movers()
+    await cluster.compact_etcd()
+    await cluster.restart_apiserver()
+    await world.kill_installed()
+    for claim, image in weather.images.items():
+        done = await world.restore_ended(f"{claim}-back", WEATHER, within_s=LONG)
+        assert done.status.phase is RestorePhase.COMPLETED, done.status
+        assert digest(await world.image(f"{claim}-back", WEATHER)) == digest(image) == done.status.sha256
+    await world.settled(WEATHER, snapshots=len(weather.images), within_s=LONG)
