@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from benchmarks._report import Row, size
 from benchmarks._volume import parse_size
 from orchestrator.blocks.offline import NAMESPACE, make_point, point_name
 from orchestrator.fence import OpenFence
@@ -38,10 +39,23 @@ KEEP, SHARE = 14, 0.01
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Simulate; `--size` is the volume's (default 256M); days by `--days` where the caller has it (default 365)."""
-    size, days = parse_size(args.size or "256M"), int(getattr(args, "days", None) or 365)
+    volume, days = parse_size(args.size or "256M"), int(getattr(args, "days", None) or 365)
     scratch = args.dir or ("/dev/shm" if Path("/dev/shm").is_dir() else None)
     with tempfile.TemporaryDirectory(prefix="tidemark-year-", dir=scratch) as folder:
-        return asyncio.run(_year(Path(folder), size, days))
+        return asyncio.run(_year(Path(folder), volume, days))
+
+
+def rows(figures: dict[str, Any]) -> list[Row]:
+    """Return the table's lines."""
+    most, mean = figures["storedPerLiveMostInSecondHalf"], figures["storedPerLiveMeanInSecondHalf"]
+    what = f"{figures['days']} days, 1 % a day at random, keep {KEEP}, {size(figures['volume'])}"
+    return [
+        Row(f"stored, of what lives: {what}; the most in the second half", "<= 1.5", f"{most}", most <= 1.5),
+        Row("the same, on average", "", f"{mean}"),
+        Row("the same, at the end", "", f"{figures['storedPerLiveAtTheEnd']}"),
+        Row("bytes compaction moves a day, of the volume", "", f"{100 * figures['bytesMovedPerDayOfVolume']:.2f} %"),
+        Row("one maintenance run", "", f"{figures['maintenanceSecondsPerRun']} s"),
+    ]
 
 
 async def _year(folder: Path, size: int, days: int) -> dict[str, Any]:
