@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -145,6 +146,24 @@ def test_a_program_that_is_not_there_is_told_in_the_log(node: Node, tmp_path: Pa
 
     assert done.returncode == FAILED
     assert "No such file" in done.stderr
+
+
+@needs_root
+def test_a_program_below_a_mount_path_is_not_hidden_by_the_volume(node: Node, tmp_path: Path) -> None:
+    """As a checkout in /tmp would be by the scratch volume of a mover."""
+    program = tmp_path / "checkout" / "bin" / "program"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho it runs\n")
+    program.chmod(0o755)
+    container = {"volumeMounts": [{"name": "tmp", "mountPath": str(tmp_path)}]}
+    command = node.isolation.command({"spec": {}}, container, node.volumes, tmp_path / "termination", [str(program)])
+    (tmp_path / "termination").touch()
+    given = json.loads(command[-1])
+    given["image"].append(str(tmp_path / "checkout"))
+
+    done = subprocess.run([*command[:-1], json.dumps(given)], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.returncode) == ("it runs\n", 0), done.stderr
 
 
 @pytest.mark.quick

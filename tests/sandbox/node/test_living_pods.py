@@ -32,7 +32,7 @@ http.server.HTTPServer((os.environ["POD_IP"], int(sys.argv[1])), Answer).serve_f
 
 
 def a_pod(at: str, container: Manifest, **more: Any) -> Manifest:
-    body = {"containers": [{"name": "main", "image": "any", **container}], "terminationGracePeriodSeconds": 1, **more}
+    body = {"containers": [{"name": "main", "image": "any", **container}], "terminationGracePeriodSeconds": 30, **more}
     return {"metadata": {"name": at, "namespace": "default"}, "spec": body}
 
 
@@ -49,7 +49,7 @@ async def test_a_container_that_fails_its_liveness_probe_is_started_again(world:
     made = await world.api.create(POD, a_pod("mortal", container))
     pod = await world.until(POD, made, lambda seen: _container(seen).get("restartCount", 0) >= 1, timeout_s=60)
 
-    assert _container(pod)["lastState"]["terminated"]["exitCode"] != 0
+    assert _container(pod)["lastState"]["terminated"]["exitCode"] == 143, "asked to end, not killed"
     events, _ = await world.api.list(EVENT, "default")
     said = {(e["reason"], e["message"]) for e in events if e["involvedObject"].get("uid") == uid(pod)}
     assert ("Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 500") in said
