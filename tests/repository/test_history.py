@@ -86,6 +86,8 @@ class _World:
             self.volume.extend(bytes(grow * SIZE - (rng.randrange(SIZE) if grow > 1 else 0)))
         else:
             del self.volume[max(SIZE, old + grow * SIZE // 4) :]
+            # What was cut off reads as zeros when the volume grows again.
+            self.dirty.update(range(len(self.volume) // SIZE, -(-old // SIZE)))
         if grow > 0 and rng.random() < 0.3:
             self.dirty.update(range(old // SIZE, self.chunks))
         for _ in range(rng.choice([0, 1, 4, 30])):
