@@ -74,6 +74,9 @@ def main(arguments: Sequence[str], program: str) -> None:
         f"volume {size(stats['volume'])}, planned {size(figures['planned'])}, read {size(stats['read'])}, "
         f"changed {size(stats['changed'])}, uploaded {size(stats['uploaded'])}"
     )
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in figures["threadSeconds"].items())
+    if stages:
+        print(f"seconds of threads by stage: {stages}")
     requests = ", ".join(f"{count} {verb}" for verb, count in sorted(figures["requests"].items()))
     print(f"{figures['seconds']:.2f} s, requests: {requests}, peak memory {size(figures['peakMemory'])}")
 
