@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ import pytest
 
 from orchestrator.blocks.restore import write_point
 from orchestrator.blocks.target import Target
+from orchestrator.repository.errors import UnsupportedFormat
 from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.store import open_store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
-from tests.reader.stranger import Folder, open_repository
+from tests.reader.stranger import Folder, Wrong, open_repository
 from tests.vectors.make import make
 
 HERE = Path(__file__).parent
@@ -116,3 +119,43 @@ async def test_the_command_that_makes_vectors_still_does(tmp_path: Path) -> None
     await make("v1-compacted", tmp_path / "vector")
     check_stranger(tmp_path / "vector")
     await check_ours(tmp_path / "vector", tmp_path / "back")
+
+
+async def test_a_repository_that_was_raised_to_a_later_version_is_refused_by_both_readers(tmp_path: Path) -> None:
+    # given a repository whose key was wrapped again by a release of version 2
+    shutil.copytree(HERE / "v1-basic" / "repository", tmp_path / "repository")
+    wrap = bytearray((tmp_path / "repository" / "keys" / "00000000").read_bytes())
+    wrap[8] = 2
+    (tmp_path / "repository" / "keys" / "00000001").write_bytes(wrap)
+    # then this release says that it is too old, and a stranger does as well
+    with pytest.raises(UnsupportedFormat, match="version 2"):
+        await Repository.open(await open_store(f"file://{tmp_path / 'repository'}"), MasterKey(bytes(range(32))))
+    with pytest.raises(Wrong, match="version"):
+        open_repository(Folder(tmp_path / "repository"), bytes(range(32)))
+
+
+def test_the_page_names_every_member_of_every_document() -> None:
+    # given all documents of all vectors
+    page = (HERE.parents[1] / "docs" / "repository-format.md").read_text()
+    seen: set[str] = set()
+    for name in PINNED:
+        folder = Folder(HERE / name / "repository")
+        (namespace,) = open_repository(folder, expected(HERE / name)[0])
+        for key, data in folder.items():
+            if data[:8] == b"TIDEMARK" and key.startswith("n/") and data[9] not in (3, 4):
+                seen |= set(_members(namespace.open(data[9], key, data)[0]))
+    # then the page names each of their members
+    assert len(seen) > 60
+    assert not sorted(member for member in seen if f"`{member}`" not in page)
+
+
+def _members(value: object) -> Iterator[str]:
+    """Yield the names of all members; below those that hold what a cluster said, they are free."""
+    if isinstance(value, dict):
+        for member, below in value.items():
+            yield member
+            if member not in ("seconds", "digests"):
+                yield from _members(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _members(below)
