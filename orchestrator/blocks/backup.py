@@ -276,7 +276,7 @@ class _Copier:
         started = time.perf_counter()
         if len(self._found) and self._shop.equal is not None:
             await asyncio.to_thread(self._remember_salvaged, self._shop.equal)
-        if self._shop.equal is not None:
+        if self._shop.equal is not None and self._others.points:
             with self._tally.stage("others"):
                 await self._others.remember(self._vault, self._shop.equal)
         self._crew.add("feeder", self._feed)
