@@ -29,6 +29,9 @@ from orchestrator.sandbox.apiserver.store import Store
 from orchestrator.sandbox.apiserver.validate import validate_object
 
 _MAX_GENERATED = 63 - 5
+#: Groups whose kinds are validated by the core rules; the others know only qualified names.
+_CORE_GROUPS = {"", "apps", "batch", "rbac.authorization.k8s.io", "storage.k8s.io"}
+_STANDARD_FINALIZERS = {"kubernetes", "orphan", "foregroundDeletion"}
 
 
 def check_type(call: Call, obj: Obj, kind: Kind) -> None:
@@ -55,12 +58,12 @@ def check_type(call: Call, obj: Obj, kind: Kind) -> None:
     raise bad_request(f'{name} in version "{short}" cannot be handled as a {kind.kind}: {why}')
 
 
-def check_fields(call: Call, obj: Obj, kind: Kind, duplicates: list[str] | None = None) -> None:
+def check_fields(call: Call, obj: Obj, kind: Kind) -> None:
     """Drop fields that the schema does not know; warn or refuse as `fieldValidation` says."""
     if not kind.custom and (problem := check_types(obj, kind.schema)):
         raise bad_request(f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: {problem}')
     unknown = drop_unknown(obj, kind.schema, object_meta())
-    problems = [f'duplicate field "{d}"' for d in duplicates or []] + [f'unknown field "{u}"' for u in unknown]
+    problems = [f'duplicate field "{d}"' for d in call.duplicates] + [f'unknown field "{u}"' for u in unknown]
     mode = call.field_validation
     if not problems or mode == "Ignore":
         return
@@ -151,6 +154,10 @@ def _metadata_causes(kind: Kind, obj: Obj, old: Obj | None) -> list[Cause]:
     meta, causes = metadata(obj), []
     if old is None:
         name = meta.get("name")
+        if prefix := str(meta.get("generateName") or ""):
+            whole = f"{prefix[:-2]}a" if len(prefix) > 1 and prefix.endswith("-") else prefix
+            problems = strategy.name_problems(kind, whole)
+            causes += [invalid_value("metadata.generateName", prefix, p) for p in problems]
         if not name:
             causes.append(required("metadata.name", "name or generateName is required"))
         else:
@@ -164,19 +171,30 @@ def _metadata_causes(kind: Kind, obj: Obj, old: Obj | None) -> list[Cause]:
         causes.append(Cause("FieldValueTooLong", "Too long: may not be more than 262144 bytes", "metadata.annotations"))
     for finalizer in meta.get("finalizers") or []:
         causes += [invalid_value("metadata.finalizers", finalizer, p) for p in names.qualified_name(str(finalizer))]
+    if kind.group in _CORE_GROUPS and not kind.custom:
+        causes += _short_finalizers(meta)
     causes += _owner_causes(meta)
     if old is not None:
         causes += _update_causes(meta, old["metadata"])
     return causes
 
 
+def _short_finalizers(meta: Obj) -> list[Cause]:
+    """Kubernetes' own kinds take only its own finalizers without a domain."""
+    detail = "name is neither a standard finalizer name nor is it fully qualified"
+    return [
+        invalid_value(f"metadata.finalizers[{index}]", name, detail)
+        for index, name in enumerate(meta.get("finalizers") or [])
+        if "/" not in str(name) and name not in _STANDARD_FINALIZERS
+    ]
+
+
 def _owner_causes(meta: Obj) -> list[Cause]:
     causes, controllers = [], 0
-    for index, owner in enumerate(meta.get("ownerReferences") or []):
-        path = f"metadata.ownerReferences[{index}]"
+    for owner in meta.get("ownerReferences") or []:
         for key in ("apiVersion", "kind", "name", "uid"):
             text = "version must not be empty" if key == "apiVersion" else "must not be empty"
-            causes += [invalid_value(f"{path}.{key}", "", text)] if not owner.get(key) else []
+            causes += [invalid_value(f"metadata.ownerReferences.{key}", "", text)] if not owner.get(key) else []
         controllers += bool(owner.get("controller"))
     if controllers > 1:
         detail = "Only one reference can have Controller set to true"

@@ -10,8 +10,9 @@ import yaml
 from aiohttp import web
 
 from orchestrator.sandbox.apiserver import protobuf
+from orchestrator.sandbox.apiserver.json_text import complaint, summary
 from orchestrator.sandbox.apiserver.objects import Obj
-from orchestrator.sandbox.apiserver.status import bad_request, not_acceptable, too_large, unsupported_media
+from orchestrator.sandbox.apiserver.status import ApiError, bad_request, not_acceptable, too_large, unsupported_media
 
 LIMIT = 3 * 1024 * 1024
 JSON, YAML = "application/json", "application/yaml"
@@ -78,11 +79,22 @@ def parse(body: bytes, media: str, *, binary: bool = False) -> Any:
     raise unsupported_media(_READ)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, prefix: str = "couldn't get version/kind; json parse error") -> Any:
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"couldn't get version/kind; json parse error: {error}") from error
+        raise bad_request(f"{prefix}: {complaint(body)}") from error
+
+
+def parse_object(body: bytes, media: str, kind: str, *, binary: bool) -> Obj:
+    """Decode the body of an object of a kind; a JSON text that is none is quoted in the refusal."""
+    try:
+        return as_object(parse(body, media, binary=binary))
+    except ApiError as error:
+        if error.code != 400 or media not in {"", JSON}:
+            raise
+        unrecognized = f"the object provided is unrecognized (must be of type {kind})"
+        raise bad_request(f"{unrecognized}: {error.message} ({summary(body)})") from error
 
 
 class _Plain(yaml.SafeLoader):
@@ -107,11 +119,14 @@ def parse_yaml(body: bytes) -> Any:
         raise bad_request(f"error decoding YAML: {error}") from error
 
 
-def as_object(value: Any) -> Obj:
+_TYPE_META = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
+_GO_KINDS = {str: "string", bool: "bool", int: "number", float: "number", list: "array"}
+
+
+def as_object(value: Any, into: str = _TYPE_META, prefix: str = "couldn't get version/kind; json parse error") -> Obj:
     if not isinstance(value, dict):
-        raise bad_request(
-            "couldn't get version/kind; json parse error: json: cannot unmarshal value into Go value of type struct"
-        )
+        found = _GO_KINDS.get(type(value), "null")
+        raise bad_request(f"{prefix}: json: cannot unmarshal {found} into Go value of type {into}")
     return value
 
 

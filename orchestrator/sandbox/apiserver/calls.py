@@ -29,6 +29,8 @@ class Call:
     user_agent: str = ""
     content_type: str = ""
     warnings: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    """Fields that the body gives more than once."""
 
     @property
     def namespace(self) -> str:

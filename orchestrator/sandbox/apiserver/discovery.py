@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.registry import Kind, Registry, Subresource, builtin_document
-from orchestrator.sandbox.apiserver.status import path_not_found
+from orchestrator.sandbox.apiserver.status import UnknownPath, path_not_found
 
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 
@@ -55,11 +55,13 @@ class Discovery:
     def group(self, name: str) -> Obj:
         versions = self._versions().get(name)
         if not versions:
-            raise path_not_found()
+            raise UnknownPath
         return {"kind": "APIGroup", "apiVersion": "v1", **self._group(name, list(versions))}
 
     def resources(self, group: str, version: str) -> Obj:
         kinds = self._versions().get(group, {}).get(version)
+        if group not in self._versions():
+            raise UnknownPath
         if kinds is None:
             raise path_not_found()
         listed: list[Obj] = []

@@ -15,6 +15,7 @@ from orchestrator.sandbox.apiserver.bodies import Accept
 from orchestrator.sandbox.apiserver.calls import Call, User
 from orchestrator.sandbox.apiserver.conversion import present
 from orchestrator.sandbox.apiserver.discovery import Discovery
+from orchestrator.sandbox.apiserver.json_text import duplicates
 from orchestrator.sandbox.apiserver.nodeproxy import NodeProxy
 from orchestrator.sandbox.apiserver.objects import Obj, clone
 from orchestrator.sandbox.apiserver.openapi import OpenApi
@@ -24,6 +25,7 @@ from orchestrator.sandbox.apiserver.requests import RequestInfo, parse
 from orchestrator.sandbox.apiserver.reviews import Reviews
 from orchestrator.sandbox.apiserver.status import (
     ApiError,
+    UnknownPath,
     bad_request,
     method_not_allowed,
     path_not_found,
@@ -84,6 +86,8 @@ class Handlers:
             if info.resource:
                 return await self._resource(request, info, user, accept)
             return await self._plain(info, accept)
+        except UnknownPath as error:
+            return web.Response(text=f"{error.message}\n", status=error.code)
         except ApiError as error:
             return bodies.answer(error.status(), Accept(yaml=accept.yaml), error.code, error.warnings)
         except (ConnectionError, asyncio.CancelledError):
@@ -144,7 +148,7 @@ class Handlers:
             case ["openid", "v1", "jwks"] | [".well-known", "openid-configuration"]:
                 return bodies.answer(self._key_set(parts[-1]), plain)
             case _:
-                raise path_not_found()
+                raise UnknownPath
 
     async def _group_schema(self, group: str, version: str) -> web.Response:
         body = await asyncio.to_thread(self._openapi.v3, group, version)
@@ -156,6 +160,8 @@ class Handlers:
         self, request: web.BaseRequest, info: RequestInfo, user: User, accept: Accept
     ) -> web.StreamResponse:
         kind = self._registry.find(info.group, info.version, info.resource)
+        if kind is None and not self._registry.serves(info.group):
+            raise UnknownPath
         if kind is None or (info.subresource and not kind.has(info.subresource)):
             raise path_not_found()
         if kind.namespaced and not info.namespace and info.name:
@@ -184,9 +190,11 @@ class Handlers:
         raise method_not_allowed()
 
     async def _object(self, request: web.BaseRequest, call: Call) -> Obj:
-        return bodies.as_object(
-            bodies.parse(await bodies.read(request), call.content_type, binary=not call.kind.custom)
-        )
+        body = await bodies.read(request)
+        found = bodies.parse_object(body, call.content_type, call.kind.kind, binary=not call.kind.custom)
+        if call.content_type in {"", bodies.JSON} and call.field_validation != "Ignore":
+            call.duplicates = duplicates(body)
+        return found
 
     def _shown(self, obj: Obj, call: Call, accept: Accept, status: int = 200) -> web.Response:
         if accept.shape == "Table":
@@ -255,6 +263,8 @@ class Handlers:
     async def _patch(self, request: web.BaseRequest, call: Call, accept: Accept) -> web.StreamResponse:
         media = call.content_type
         allowed = tuple(p for p in _PATCHES if not (call.kind.custom and "strategic" in p))
+        if media not in _PATCHES:
+            raise ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
         if media not in allowed:
             raise unsupported_media(allowed)
         body = await bodies.read(request)
@@ -267,7 +277,7 @@ class Handlers:
             raise bad_request(
                 'PatchOptions.meta.k8s.io "" is invalid: force: Forbidden: may not be specified for non-apply patch'
             )
-        obj = self._writer.change(call, patcher(media, bodies.parse_json(body), call.kind))
+        obj = self._writer.change(call, patcher(media, bodies.parse_json(body, "error decoding patch"), call.kind))
         await self._store.flushed()
         return self._shown(obj, call, accept)
 
@@ -312,7 +322,7 @@ def patcher(media: str, patch: object, kind: Kind) -> Callable[[Obj], Obj]:
     """Return the function that applies a patch of some media type to an object."""
     if media == "application/json-patch+json":
         return lambda obj: json_patch(obj, patch)
-    body = bodies.as_object(patch)
+    body = bodies.as_object(patch, "map[string]interface {}", "error decoding patch")
     if media == "application/merge-patch+json":
         return lambda obj: _fresh(merge_patch(obj, body))
     return lambda obj: _fresh(strategic_merge(obj, body, kind.schema))

@@ -24,7 +24,9 @@ def merge_patch(target: Any, patch: Any) -> Any:
 def json_patch(target: Obj, operations: object) -> Obj:
     """Return a copy of the target with the operations applied; raises 400 or 422 as the API does."""
     if not isinstance(operations, list):
-        raise bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch")
+        raise bad_request(
+            "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp"
+        )
     document: Any = clone(target)
     for operation in operations:
         if not isinstance(operation, dict):
@@ -38,7 +40,10 @@ def json_patch(target: Obj, operations: object) -> Obj:
 
 
 def _failed(detail: str) -> ApiError:
-    return ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {detail}", {})
+    """Refuse without the reason, as the real server does; the detail is for whoever debugs the sandbox."""
+    error = ApiError(422, "Invalid", "the server rejected our request due to an error in our request", {})
+    error.add_note(detail)
+    return error
 
 
 def _apply(document: Any, operation: Obj) -> Any:

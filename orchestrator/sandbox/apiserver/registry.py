@@ -157,6 +157,10 @@ class Registry:
         """Return the kind that objects of a table are stored as."""
         return next((k for k in self if k.storage == storage and k.storage_version), None)
 
+    def serves(self, group: str) -> bool:
+        """Tell whether anything of a group is served."""
+        return any(kind.group == group for kind in self)
+
     def __iter__(self) -> Any:
         return iter(list(self._kinds.values()))
 

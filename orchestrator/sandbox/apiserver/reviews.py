@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 from orchestrator.sandbox.apiserver.authentication import Authenticator
 from orchestrator.sandbox.apiserver.authorization import Ask, Authorizer
 from orchestrator.sandbox.apiserver.calls import Call, User
 from orchestrator.sandbox.apiserver.objects import Obj
-from orchestrator.sandbox.apiserver.status import bad_request, conflict, invalid, invalid_value, not_found
+from orchestrator.sandbox.apiserver.status import Cause, bad_request, conflict, invalid, invalid_value, not_found
 from orchestrator.sandbox.apiserver.store import Store
 from orchestrator.sandbox.apiserver.tokens import DEFAULT_AUDIENCES, BadToken, Tokens
 
+_NOBODY = invalid_value("spec.user", "", "at least one of user or group must be specified")
 _BOUND = {("Pod", "v1"): "pods", ("Secret", "v1"): "secrets", ("Node", "v1"): "nodes"}
 
 
@@ -34,13 +36,17 @@ class Reviews:
             case "selfsubjectrulesreviews":
                 body["status"] = self._rules(call.user, str(spec.get("namespace") or ""))
             case "selfsubjectaccessreviews":
+                _check_access(spec)
                 body["status"] = self._access(call.user, spec)
             case _:
+                _check_access(spec, [] if spec.get("user") or spec.get("groups") else [_NOBODY])
                 user = User(str(spec.get("user") or ""), tuple(spec.get("groups") or ()))
                 body["status"] = self._access(user, spec)
         return {"kind": call.kind.kind, "apiVersion": call.kind.api_version, **body}
 
     def _token(self, spec: Obj) -> Obj:
+        if not spec.get("token"):
+            raise bad_request("token is required for TokenReview in authentication")
         try:
             user, audiences = self._authenticator.review(
                 str(spec.get("token") or ""), tuple(spec.get("audiences") or ())
@@ -51,13 +57,6 @@ class Reviews:
 
     def _access(self, user: User, spec: Obj) -> Obj:
         resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
-        if bool(resource) == bool(path):
-            cause = invalid_value(
-                "spec.resourceAttributes",
-                resource,
-                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            )
-            raise invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
         if resource:
             plural = str(resource.get("resource") or "")
             if resource.get("subresource"):
@@ -91,9 +90,10 @@ class Reviews:
             raise not_found("serviceaccounts", "", call.name)
         spec = body.get("spec") or {}
         seconds = int(spec.get("expirationSeconds") or 3600)
-        if seconds < 600:
-            cause = invalid_value("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes")
-            raise invalid("TokenRequest", "authentication.k8s.io", call.name, [cause])
+        limit = "less than 10 minutes" if seconds < 600 else "larger than 2^32 seconds" if seconds > 1 << 32 else ""
+        if limit:
+            cause = invalid_value("spec.expirationSeconds", seconds, f"may not specify a duration {limit}")
+            raise invalid("TokenRequest", "authentication.k8s.io", "", [cause])
         audiences = [str(a) for a in spec.get("audiences") or DEFAULT_AUDIENCES]
         bound = self._bound(call, spec.get("boundObjectRef"))
         token, expiry = self._tokens.issue(account, audiences, seconds, bound)
@@ -134,6 +134,16 @@ class Reviews:
             )
             raise conflict(storage, "", name, why)
         return found
+
+
+def _check_access(spec: Obj, causes: Sequence[Cause] = ()) -> None:
+    """Refuse a question that is not about one thing, together with what else is wrong with it."""
+    found = list(causes)
+    if bool(spec.get("resourceAttributes")) == bool(spec.get("nonResourceAttributes")):
+        detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        found.insert(0, invalid_value("spec.resourceAttributes", spec.get("resourceAttributes"), detail))
+    if found:
+        raise invalid("", "authorization.k8s.io", "", found)
 
 
 def _user_info(user: User) -> Obj:

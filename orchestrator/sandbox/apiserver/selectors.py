@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.sandbox.apiserver import names
 from orchestrator.sandbox.apiserver.objects import Obj
 from orchestrator.sandbox.apiserver.registry import Kind
+from orchestrator.sandbox.apiserver.selector_text import selector_complaint
 from orchestrator.sandbox.apiserver.status import bad_request
 
 Predicate = Callable[[Obj], bool]
@@ -40,6 +41,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 def parse_labels(text: str) -> Predicate:
     """Compile a label selector; raises 400 with the parser's complaint."""
+    if text.rstrip().endswith(","):
+        raise bad_request(selector_complaint(text))
     tests = [_requirement(part, text) for part in _split(text)]
     if not tests:
         return lambda obj: True
@@ -82,9 +85,7 @@ def _requirement(part: str, whole: str) -> Callable[[Mapping[str, str]], bool]:
         key = found["key"]
         _check(key, set())
         return (lambda m: key not in m) if found["no"] else (lambda m: key in m)
-    raise bad_request(
-        f"unable to parse requirement: found '{part.strip()}', expected: !, identifier, or 'end of string'"
-    )
+    raise bad_request(selector_complaint(whole))
 
 
 def _compare(key: str, operator: str, value: str) -> Callable[[Mapping[str, str]], bool]:

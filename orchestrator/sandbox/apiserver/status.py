@@ -47,6 +47,13 @@ class ApiError(Exception):
         return {k: v for k, v in body.items() if v is not None and v != ""}
 
 
+class UnknownPath(ApiError):
+    """Nothing at all is served there: the one refusal that is no Status but plain text."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "NotFound", "404 page not found")
+
+
 def qualified(resource: str, group: str) -> str:
     """Return `resource.group`, or the bare resource of the legacy group."""
     return f"{resource}.{group}" if group else resource

@@ -21,6 +21,7 @@ from orchestrator.sandbox.apiserver.status import (
     conflict,
     forbidden,
     invalid,
+    invalid_value,
     not_found,
     not_supported,
     required,
@@ -105,6 +106,9 @@ class Writer:
         if not manager:
             cause = required("fieldManager", "is required for apply patch")
             raise invalid("PatchOptions", "meta.k8s.io", "", [cause])
+        if not (config.get("apiVersion") and config.get("kind")):
+            group, _, version = str(config.get("apiVersion") or "").rpartition("/")
+            raise bad_request(f"invalid object type: {group}/{version}, Kind={config.get('kind') or ''}")
         admission.check_type(call, config, kind)
         admission.check_place(call, config)
         admission.check_fields(call, config, kind)
@@ -245,6 +249,10 @@ _PODS_STAY = (
 def _set_propagation(kind: Kind, new: Obj, options: Obj) -> None:
     """Turn the propagation policy into the finalizer that stands for it."""
     policy = options.get("propagationPolicy") or ("Orphan" if kind.storage in strategy.ORPHANS_BY_DEFAULT else "")
+    if options.get("orphanDependents") is not None and options.get("propagationPolicy"):
+        detail = "orphanDependents and deletionPropagation cannot be both set"
+        cause = invalid_value("propagationPolicy", options["propagationPolicy"], detail)
+        raise invalid("DeleteOptions", "meta.k8s.io", "", [cause])
     if options.get("orphanDependents") is not None:
         policy = "Orphan" if options["orphanDependents"] else "Background"
     if policy not in {"", "Background", "Foreground", "Orphan"}:
