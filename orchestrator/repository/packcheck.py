@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from orchestrator.repository.crypto import Bytes
@@ -100,7 +100,7 @@ class PackChecker:
         return await self._chunks(self._taken(entries))
 
     async def check_target(self, ref: ObjectRef) -> PackCheck:
-        """Check header, footer, padding and every chunk of a pack that compaction wrote; its users' chunks are known."""
+        """Check header, footer, padding and every chunk of a pack that compaction wrote."""
         try:
             data = await self._vault.store.get(self._vault.names.pack(ref))
         except ObjectMissing:
@@ -160,11 +160,11 @@ class PackChecker:
             checked = await self._chunks(doubtful)
             if checked.slots:
                 return checked._replace(bytes_read=size, chunks=len(entries))
-        what = await asyncio.to_thread(self._rest, ref, data)
+        what = await asyncio.to_thread(self._rest, ref, data, set(entries))
         return PackCheck(what, bytes_read=size, chunks=len(entries))
 
-    def _rest(self, ref: ObjectRef, data: bytes) -> str:
-        """Check what no map names; return what is wrong."""
+    def _rest(self, ref: ObjectRef, data: bytes, opened: Set[Entry] = frozenset()) -> str:
+        """Check what no map names, and so wasn't `opened` yet; return what is wrong."""
         name = self._vault.names.pack(ref)
         try:
             cipher = self._vault.cipher(Kind.PACK, name, data)
@@ -176,7 +176,8 @@ class PackChecker:
                 if any(data[end:start]):
                     raise Damaged(name, f"the padding before slot {line.slot} is not zero")
                 entry = Entry(line.id, ref, line.slot, line.length, line.codec)
-                self._reader.open(Sealed(entry, cipher, line.slot, _frame(data, entry)))
+                if entry not in opened:
+                    self._reader.open(Sealed(entry, cipher, line.slot, _frame(data, entry)))
                 end = start + line.length
             footer = TRAILER.unpack_from(data, len(data) - TRAILER.size)[0] * SLOT_UNIT
             if any(data[end:footer]):
