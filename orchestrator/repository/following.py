@@ -18,7 +18,7 @@ from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.liveness import LENGTH_SHIFT, SLOT_MASK, LiveChunks
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT, Partitions
-from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.relocation import open_generation, open_relocation
 from orchestrator.repository.vault import Vault
 
 if TYPE_CHECKING:
@@ -51,17 +51,17 @@ class Following:
             newest = await asyncio.to_thread(self._newest, number, before.timestamp())
             if not newest:
                 continue
-            waiting: list[tuple[ObjectRef, Words]] = []
+            waiting: list[tuple[ObjectRef, int, Words]] = []
             for key, places in self._census.chunks.packs(number):
-                waiting.extend((pack, places) for pack in newest.get(key, ()))
+                waiting.extend((pack, generation, places) for pack, generation in newest.get(key, ()))
                 if len(waiting) >= _AT_ONCE:
                     await self._follow(waiting)
                     waiting = []
             await self._follow(waiting)
         await asyncio.to_thread(self._check_targets)
 
-    def _newest(self, number: int, before: float) -> dict[bytes, list[ObjectRef]]:
-        """Return old packs with a record that maps name, by the first bytes of their random part."""
+    def _newest(self, number: int, before: float) -> dict[bytes, list[tuple[ObjectRef, int]]]:
+        """Return old packs that maps name, and their newest record, by the first bytes of the packs' random part."""
         generations: dict[bytes, dict[int, int]] = {}
         for record in self._census.relocated.records(number):
             raw, generation, modified = RELOCATED.unpack(record)
@@ -69,22 +69,24 @@ class Following:
         if not generations:
             return {}
         named = {raw for raw in self._census.marking.packs.records(number) if raw in generations}
-        found: dict[bytes, list[ObjectRef]] = {}
+        found: dict[bytes, list[tuple[ObjectRef, int]]] = {}
         for raw in named:
             pack, seen = ObjectRef.parse(raw), generations[raw]
-            found.setdefault(pack.random[:8], []).append(pack)
             newest = max(seen)
+            found.setdefault(pack.random[:8], []).append((pack, newest))
             if len(seen) > 1 and seen[newest] < before and len(self.superseded) < SUPERSEDED_LIMIT:
                 self.superseded += [self._vault.names.relocation(pack, old) for old in seen if old != newest]
         return found
 
-    async def _follow(self, some: list[tuple[ObjectRef, Words]]) -> None:
+    async def _follow(self, some: list[tuple[ObjectRef, int, Words]]) -> None:
         limit = asyncio.Semaphore(READERS)
 
-        async def one(pack: ObjectRef, places: Words) -> None:
+        async def one(pack: ObjectRef, generation: int, places: Words) -> None:
             async with limit:
-                # By a new listing: a newer generation than this census listed may count by now.
-                found = await open_relocation(self._vault, pack)
+                # (A newer one since: what it points to is under an intent that this census saw live, or promised.)
+                found = await open_generation(self._vault, pack, generation)
+                if found is None:
+                    found = await open_relocation(self._vault, pack)
             if found is None:
                 return
             covered, targets = True, set[ObjectRef]()
@@ -100,7 +102,7 @@ class Following:
             if covered:
                 self._gone.add(pack.to_bytes())
 
-        await in_parallel([one(pack, places) for pack, places in some])
+        await in_parallel([one(*each) for each in some])
 
     def _check_targets(self) -> None:
         """Keep an old pack if one of those that its chunks went to isn't there (as far as this census saw)."""
