@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from orchestrator.sandbox.node.isolation import Isolation
+from orchestrator.sandbox.node.isolation import Isolation, NotIsolable
 from orchestrator.sandbox.node.server import ROLES, Nodes
 from orchestrator.sandbox.program import run_part
 
@@ -39,7 +39,10 @@ def main() -> None:
     roles = [role for role in ROLES if role not in left_out]
     zones = list(filter(None, given.zones.split(",")))
     directory = given.dir.resolve()
-    isolation = Isolation.make(directory, [folder.resolve() for folder in given.share]) if given.isolate else None
+    try:
+        isolation = Isolation.make(directory, [folder.resolve() for folder in given.share]) if given.isolate else None
+    except NotIsolable as err:
+        parser.error(f"{err}. {err.remedy}")
     run_part(
         given.kubeconfig,
         lambda api: Nodes(
