@@ -7,6 +7,7 @@ needed for certain: where a right serves a crash or a rare race, the story bring
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -66,6 +67,7 @@ class Story:
         await self.lose_a_job()
         await self.prune_and_sweep()
         await self.keep_the_schedule()
+        await self.repeat_itself()
         await self.maintain()
 
     async def backup(
@@ -164,20 +166,27 @@ class Story:
         await self.world.until(VolumeSnapshotContent, content, "", lambda c: c is None, within_s=LONG)
 
     async def keep_the_schedule(self) -> None:
-        """Slots become runs; one finds its name taken; the oldest records of a long history go."""
+        """Slots become runs; the oldest records of a long history go; one slot finds its run's name taken."""
         spec = {"volumes": {"names": ["b"]}, "repository": REPOSITORY, "schedule": {"every": "5s"}}
         policy = await self.world.apply(BackupPolicy, "often", TEAM, spec | {"suspend": True})
         past = datetime(2026, 1, 1, tzinfo=UTC)
         for number in range(21):
             await self.finished(policy, f"old-{number:02}", past + timedelta(days=number))
-        cluster_id = (await self.client.get(Namespace, "kube-system")).uid
-        start = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) // 5 * 5, UTC)
-        for slot in (start + timedelta(seconds=5 * n) for n in range(1, 5)):
-            taken = ours("Backup", backup_name(policy, slot, cluster_id), TEAM, {"policy": "often", "cancel": True})
-            await self.client.create_raw(Backup.RESOURCE, taken, Backup)
         await self.world.apply(BackupPolicy, "often", TEAM, spec)
         await self.until(BackupPolicy, "often", lambda p: bool(p.status.last_backup))
+        policy = await self.world.apply(BackupPolicy, "often", TEAM, spec | {"suspend": True})
+        await self.world.backup_ended(policy.status.last_backup, TEAM, LONG)
         await self.world.until(Backup, "old-00", TEAM, lambda b: b is None, within_s=LONG)
+
+        cluster_id = (await self.client.get(Namespace, "kube-system")).uid
+        start = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) // 5 * 5, UTC)
+        for slot in (start + timedelta(seconds=5 * n) for n in range(-1, 24)):  # two minutes
+            name = backup_name(policy, slot, cluster_id)
+            if await self.client.find(Backup, name, TEAM) is None:
+                body = ours("Backup", name, TEAM, {"policy": "often", "cancel": True})
+                await self.client.create_raw(Backup.RESOURCE, body, Backup)
+        await self.world.apply(BackupPolicy, "often", TEAM, spec)
+        await self.until(BackupPolicy, "often", lambda p: _held(p.status.conditions, "NameTaken"))
         await self.world.apply(BackupPolicy, "often", TEAM, spec | {"suspend": True})
 
     async def finished(self, policy: BackupPolicy, name: str, slot: datetime) -> None:
@@ -186,6 +195,19 @@ class Story:
         body["metadata"]["labels"] = {LABEL_POLICY_UID: policy.uid}
         body["spec"]["cancel"] = True
         await self.client.create_raw(Backup.RESOURCE, body, Backup)
+
+    async def repeat_itself(self) -> None:
+        """A repository whose key is missing: the same is told again and again, as one event that counts."""
+        spec = {"url": "s3://bucket/locked", "encryptionSecret": "missing", "allowedNamespaces": ["nobody"]}
+        made = await self.world.apply(BackupRepository, "locked", "", spec)
+        async with asyncio.timeout(LONG):
+            while True:
+                _, said = await self.at.kubectl("get", "events", "-n", "default", "-o", "json")
+                told = [e for e in json.loads(said)["items"] if e["involvedObject"].get("uid") == made.uid]
+                if any(e["count"] > 1 for e in told):
+                    break
+                await asyncio.sleep(0.5)
+        await self.client.delete(BackupRepository, "locked", uid=made.uid)
 
     async def maintain(self) -> None:
         """A maintenance falls due."""
@@ -224,9 +246,9 @@ class Story:
         await self.world.until(kind, name, TEAM, lambda found: found is not None and met(found), within_s=LONG)
 
 
-def _held(conditions: Any) -> bool:
+def _held(conditions: Any, reason: str = "") -> bool:
     found = condition(conditions, "Progressing")
-    return found is not None and found.status == "False"
+    return found is not None and found.status == "False" and reason in ("", found.reason)
 
 
 async def test_no_request_is_denied(told: Site) -> None:
