@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -26,7 +27,7 @@ from orchestrator.blocks.source import Source
 from orchestrator.blocks.tally import Tallies
 from orchestrator.errors import Terminal
 from orchestrator.extents import ChunkSet
-from orchestrator.repository.errors import PointCancelled
+from orchestrator.repository.errors import Damaged, PointCancelled
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.keys import NamespaceIdentity
 from orchestrator.repository.manifest import (
@@ -42,6 +43,8 @@ from orchestrator.repository.manifest import (
 from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.plan import Plan, put_plan
 from orchestrator.repository.vault import Vault
+
+log = logging.getLogger("tidemark.copy")
 
 NAMESPACE = NamespaceIdentity(cluster_id="offline", uid="offline", name="offline")
 """Under which points without a cluster are kept."""
@@ -122,6 +125,10 @@ async def _newest_of(vault: Vault, keys: list[str]) -> tuple[PointRef | None, Ma
         try:
             manifest, ref = await open_manifest(vault, key)
         except PointCancelled:
+            continue
+        except Damaged as error:
+            # One damaged manifest must not end the protection of its volume: an older point serves as well.
+            log.warning("a point is passed over: %s", error)
             continue
         return ref, manifest
     return None, None

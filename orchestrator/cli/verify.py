@@ -44,8 +44,8 @@ def verify(
     for finding in findings:
         print(f"{finding['key']}: {finding['what']}; hurts {', '.join(finding['points']) or 'no point'}")
     for report in reports:
-        for point in report["hurt"]:
-            print(_sentence(report["namespace"], point))
+        for hurt in report["hurt"]:
+            print(_sentence(report["namespace"], hurt))
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
     if str(json_file) != "-":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.parts.errors import Unclear
@@ -21,8 +22,8 @@ async def vaults(opened: Repository, namespace: str | None) -> list[Vault]:
 
 
 async def all_points(opened: Repository, namespace: str | None) -> list[tuple[Vault, Manifest, PointRef]]:
-    """Return every committed point that opens, oldest first."""
-    from orchestrator.repository.errors import ManifestMissing, PointCancelled
+    """Return every committed point that opens, oldest first; a damaged one is told on stderr and hides no other."""
+    from orchestrator.repository.errors import Damaged, ManifestMissing, PointCancelled
     from orchestrator.repository.manifest import list_points, open_manifest
 
     found = []
@@ -32,6 +33,8 @@ async def all_points(opened: Repository, namespace: str | None) -> list[tuple[Va
                 found.append((vault, *await open_manifest(vault, key)))
             except (ManifestMissing, PointCancelled):
                 continue
+            except Damaged as error:
+                print(f"tidemark: left out: {error}", file=sys.stderr)
     return sorted(found, key=lambda point: point[1].record.snapshot_time)
 
 
