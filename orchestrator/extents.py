@@ -71,7 +71,8 @@ class ChunkSet:
         if bits and given == size and self.chunk_count % 8 and bits[-1] >> (self.chunk_count % 8):
             raise ValueError("bits are set beyond the last chunk")
         # Fresh pages are zero without being written: a huge set costs memory only where something is added.
-        self._bits = bytearray(size) if size < _BLOCK else mmap.mmap(-1, size)
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._bits = bytearray(size) if size < _BLOCK else mmap.mmap(-1, size, flags=private)
         self._end = given
         """Bytes from here on are zero."""
         if bits:

@@ -151,4 +151,5 @@ def aligned_buffer(size: int) -> memoryview:
     """Return a page-aligned, writable buffer of at least `size` bytes, rounded up to ALIGN."""
     import mmap
 
-    return memoryview(mmap.mmap(-1, max(-(-size // ALIGN) * ALIGN, ALIGN)))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return memoryview(mmap.mmap(-1, max(-(-size // ALIGN) * ALIGN, ALIGN), flags=private))

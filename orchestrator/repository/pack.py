@@ -6,6 +6,7 @@ under the lock, sealing happens outside it.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def slots_of(length: int) -> int:
 class PackBuilder:
     """One pack in the making. `add` may be called from many threads; `finish` by one, once nobody adds."""
 
-    def __init__(self, vault: Vault, intent_id: str, buffer: bytearray | None = None) -> None:
+    def __init__(self, vault: Vault, intent_id: str, buffer: bytearray | mmap.mmap | None = None) -> None:
         """Start a pack; `buffer` is reused memory of the pack's full size (PACK_TARGET by default)."""
         self.ref = ObjectRef.new(intent_id)
         self.name = vault.names.pack(self.ref)

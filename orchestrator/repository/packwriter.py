@@ -7,6 +7,7 @@ is the back-pressure of a slow store. The first upload error ends all adds.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import threading
 from concurrent.futures import Future
 
@@ -33,7 +34,7 @@ class PackWriter:
         """Make a writer whose uploads run on `loop` (running in another thread than the callers of `add`)."""
         self._vault, self._intent_id, self._loop = vault, intent_id, loop
         self._target, self._spare, self._stall = target, buffers, stall_timeout_s
-        self._free: list[bytearray] = []
+        self._free: list[mmap.mmap] = []
         self._changed = threading.Condition()
         self._open: _Filling | None = None
         self._uploads: set[Future[None]] = set()
@@ -91,12 +92,13 @@ class PackWriter:
                 if not self._changed.wait(self._stall):
                     raise StoreUnavailable(self._vault.store.url, f"no upload finished in {self._stall:.0f} s")
 
-    def _take(self) -> bytearray | None:
+    def _take(self) -> mmap.mmap | None:
         if self._free:
             return self._free.pop()
         if self._spare:
             self._spare -= 1
-            return bytearray(self._target)
+            # Not a bytearray: fresh pages are zero without being written, and a small increment touches only a few.
+            return mmap.mmap(-1, self._target, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return None
 
     def _leave(self, filling: _Filling, *, full: bool) -> None:
@@ -135,5 +137,5 @@ class _Filling:
 
     __slots__ = ("buffer", "pack", "sent", "users")
 
-    def __init__(self, pack: PackBuilder, buffer: bytearray) -> None:
+    def __init__(self, pack: PackBuilder, buffer: mmap.mmap) -> None:
         self.pack, self.buffer, self.users, self.sent = pack, buffer, 0, False
