@@ -10,7 +10,7 @@ QUICK := tests/policies tests/decisions tests/api tests/observe tests/volumes te
 # Two at a time, a file to a worker: most tests wait for processes and timers, not for the CPU.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: help install demo test quick check static lint types contracts gen gen-check bench real-tools test-real test-system clean
+.PHONY: help install demo test quick check static lint types contracts gen gen-check bench real-tools test-real test-system requests clean
 
 export KUBEBUILDER_ASSETS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidemark/tools/bin
 .DEFAULT_GOAL := help
@@ -67,6 +67,9 @@ real-tools: ## Build Kubernetes, its tools, object stores and Go clients from pi
 
 test-real: $(STAMP) ## Suites against real servers and tools (make real-tools first)
 	@$(BIN)/python -m pytest -q -m real $(ARGS)
+
+requests: $(STAMP) ## Count the controller's requests per recovery point on a real cluster; rewrites docs/requests.md
+	@$(BIN)/python -m tests.real.requests --write docs/requests.md
 
 test-system: $(STAMP) ## A whole installation: deletions, bad input, kills at seeded random moments; minutes
 	@$(BIN)/python -m pytest -q $(PARALLEL) -m "(system or chaos) and not real" $(ARGS)
