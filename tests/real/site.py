@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,3 @@ def ours(kind: str, name: str, namespace: str, spec: dict[str, Any], **metadata:
     """Return the manifest of an object of our group."""
     where = {"name": name, "namespace": namespace, **metadata}
     return {"apiVersion": "tidemark.dev/v1alpha1", "kind": kind, "metadata": where, "spec": spec}
-
-
-async def together(*waits: Any) -> Sequence[Any]:
-    """Wait for several things at once; the first error ends all."""
-    return await asyncio.gather(*waits)

@@ -65,9 +65,9 @@ class Story:
         await self.find_names_taken()
         await self.wait_for_a_node()
         await self.lose_a_job()
-        await self.prune_and_sweep()
-        await self.keep_the_schedule()
-        await self.repeat_itself()
+        async with asyncio.TaskGroup() as together:  # these wait most of the time
+            for part in (self.prune_and_sweep(), self.keep_the_schedule(), self.repeat_itself()):
+                together.create_task(part)
         await self.maintain()
 
     async def backup(
@@ -167,7 +167,7 @@ class Story:
 
     async def keep_the_schedule(self) -> None:
         """Slots become runs; the oldest records of a long history go; one slot finds its run's name taken."""
-        spec = {"volumes": {"names": ["b"]}, "repository": REPOSITORY, "schedule": {"every": "5s"}}
+        spec = {"volumes": {"names": ["a"]}, "repository": REPOSITORY, "schedule": {"every": "5s"}}
         policy = await self.world.apply(BackupPolicy, "often", TEAM, spec | {"suspend": True})
         past = datetime(2026, 1, 1, tzinfo=UTC)
         for number in range(21):
