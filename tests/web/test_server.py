@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 from orchestrator.observe.metrics import Metrics, RpoSample, Sources
 from orchestrator.web.errors import AddressRefused, AddressTaken, BadAddress
 from orchestrator.web.server import Web, parse_address
-from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, StatusPage
+from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, StatusPage, render
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 NASTY = "<script>alert('x')</script>"
@@ -222,3 +222,14 @@ def test_an_address_is_read(text: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadAddress):
         parse_address(text)
+
+
+def test_the_page_tells_of_points_that_the_last_verification_found_hurt() -> None:
+    at = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+    sound = RepositoryRow(name="main", url="s3://b", ready="True", last_verified=at - timedelta(hours=2))
+    hurt = RepositoryRow(name="other", url="s3://c", ready="True", last_verified=at, hurt=3, message="<b>Hurt")
+    page = render(StatusPage(at=at, version="1", leading=True, repositories=(sound, hurt)))
+    assert page.count("points hurt") == 1
+    assert "3 points hurt" in page
+    assert "2h ago" in page
+    assert "&lt;b&gt;Hurt" in page
