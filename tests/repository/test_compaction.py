@@ -188,6 +188,7 @@ async def test_a_reader_that_knew_an_older_record_follows_the_newer_one(vault: V
                 )
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("fault", [Fault.CRASH, Fault.CRASH_AFTER, Fault.LOST, Fault.STALE])
 async def test_compaction_cut_off_at_any_request_can_start_again(fault: Fault) -> None:
     for number in range(list(Fault).index(fault) % EVERY, 200, EVERY):
@@ -221,6 +222,7 @@ class _Stops(FaultyStore):
         await super().put_new(key, data)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("part", ["/packs/", "/moves", "/compacted/", "/relocated/"])
 @pytest.mark.parametrize("step", [1, 8])
 async def test_a_compaction_stopped_for_weeks_and_woken_again_harms_no_point(
