@@ -241,6 +241,7 @@ def test_an_older_kubectl_works_as_well(older: Callable[..., str], group: str) -
     assert "What is wanted." in older("explain", "gadgets.spec", f"--api-version={group}/v1")
 
 
+@pytest.mark.real  # a dozen starts of an old program: too slow for the hermetic run
 def test_an_older_kubectl_shows_changes_and_deletes(older: Callable[..., str], group: str) -> None:
     older("apply", "-f", "-", stdin=_gadget(group))
     assert older("get", f"gadgets.{group}").split() == ["NAME", "SIZE", "g", "3"]
