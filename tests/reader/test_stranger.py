@@ -73,6 +73,7 @@ async def test_a_stranger_restores_every_point_from_the_page_alone(tmp_path: Pat
             assert namespace.volume(parent["key"], parent["digest"]) == wanted[parent["key"]]
 
 
+@pytest.mark.system
 def test_the_strangers_command_lists_and_restores(tmp_path: Path) -> None:
     wanted = asyncio.run(_three_points(tmp_path))
     (tmp_path / "key").write_bytes(KEY)

@@ -169,8 +169,7 @@ async def test_a_flipped_bit_in_any_kind_of_object_is_found(tmp_path: Path) -> N
         kind = sorted(by_kind)[number % len(by_kind)]
         name = rng.choice(by_kind[kind])
         good = shelf.objects[name][0]
-        places = rng.choice(pages[name]) if kind == "maps" else range(len(good))
-        bit = rng.choice(range(places.start, min(places.stop, len(good)))) * 8 + rng.randrange(8)
+        bit = _bit(rng, good, pages.get(name))
         shelf.replace(name, flipped(good, bit))
         # then verify finds it, names whom it hurts, and no restore gives a wrong byte
         lost, found = await _looked_at(shelf, points)
@@ -183,6 +182,12 @@ async def test_a_flipped_bit_in_any_kind_of_object_is_found(tmp_path: Path) -> N
     # and restores noticed it in every kind that they need
     assert {kind for kind, count in lost_by.items() if count} >= NEEDED, lost_by
     assert (await _looked_at(shelf, points))[0] == set()
+
+
+def _bit(rng: random.Random, data: bytes, pages: list[range] | None) -> int:
+    """Choose a bit of an object, of a map object one that some point needs."""
+    places = range(len(data)) if pages is None else rng.choice(pages)
+    return rng.choice(range(places.start, min(places.stop, len(data)))) * 8 + rng.randrange(8)
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -199,12 +204,13 @@ def test_the_command_line_tells_of_a_flipped_bit_in_a_line(tmp_path: Path, capsy
         (folder / name).write_bytes(data)
     where = ["--repository", f"file://{folder}", "--key-file", str(key)]
     names = sorted(shelf.objects)
+    pages = asyncio.run(_live_pages(shelf, points, tmp_path / "marks"))
     rng = random.Random(SEED)
     for kind in sorted(KINDS):
         # when one bit of one object flips, and a person verifies, lists and restores
-        name = rng.choice([name for name in names if kind_of(name) == kind])
+        name = rng.choice([*pages] if kind == "maps" else [name for name in names if kind_of(name) == kind])
         good = (folder / name).read_bytes()
-        (folder / name).write_bytes(flipped(good, rng.randrange(len(good) * 8)))
+        (folder / name).write_bytes(flipped(good, _bit(rng, good, pages.get(name))))
         capsys.readouterr()
         verified = main(["verify", "--full", "--no-record", *where])
         said = capsys.readouterr()

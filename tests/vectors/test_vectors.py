@@ -115,6 +115,7 @@ async def test_this_release_reads_the_vector_and_leaves_it_as_it_is(name: str, t
     assert tree(HERE / name) == PINNED[name]
 
 
+@pytest.mark.system
 async def test_the_command_that_makes_vectors_still_does(tmp_path: Path) -> None:
     await make("v1-compacted", tmp_path / "vector")
     check_stranger(tmp_path / "vector")
