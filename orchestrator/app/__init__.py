@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 VERSION = metadata.version("tidemark")
 DRAIN_S = 20.0
 """How long reconciles in hand may take after SIGTERM; a pod gets 30 s in all."""
+REFUSAL_PAUSE_S = 2.0
+"""Between tries of a request that was Forbidden: an API server that has just started refuses everybody for seconds."""
 REACH_S = 60.0
 """How long the first answer of the API server is waited for."""
 LAG_WARN_S = 0.25
@@ -73,6 +75,7 @@ async def run(
     ):
         caches = build_caches(client, settings)
         client.on_reply.append(caches.learn)
+        client.refusal_pause_s = REFUSAL_PAUSE_S
         health = Health(caches=caches, lease=lease)
         metrics = Metrics(sources(caches, clock, lambda: health.controllers), version=VERSION)
         context = Context(

@@ -56,6 +56,12 @@ class Client:
         self.field_manager = field_manager
         self.fence: Fence = fence or OpenFence()
         self.timeout_s = timeout_s
+        self.refusal_pause_s = 0.0
+        """Wait so long and ask again (at most TRIES times) when an answer is Forbidden; 0 takes the first for true.
+
+        An API server that has just started says 403 to everybody until it has read its roles: without patience a
+        restart of the server would fail for ever what was in work.
+        """
         self.on_reply: list[Callable[[K8sObject], None]] = []
         """Called with what a write returned, so that a cache knows it before its watch does. Must be quick."""
 
@@ -393,6 +399,8 @@ class Client:
                         return await response.read()
                     failure = await _failure(target, response)
                     pause = _retry_after(response, failure)
+                    if type(failure) is errors.Forbidden and self.refusal_pause_s:
+                        pause = self.refusal_pause_s
             except TimeoutError as error:
                 raise errors.TimedOut(target, f"no answer within {self.timeout_s:g} s") from error
             except (aiohttp.ClientError, OSError) as error:

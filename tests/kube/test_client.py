@@ -179,6 +179,24 @@ async def test_too_many_requests_is_waited_out_within_bounds(api: FakeApi, clien
     assert caught.value.retry_after_s == 3600
 
 
+async def test_a_refusal_of_a_server_that_has_just_started_is_waited_out_by_who_has_patience(
+    api: FakeApi, client: Client
+) -> None:
+    api.put(widget("a"))
+    api.fail("GET", "widgets/a", 403, "Forbidden", times=3)
+    client.refusal_pause_s = 0.01
+    assert (await client.get(Widget, "a", "ns")).name == "a"
+
+    api.fail("GET", "widgets/a", 403, "Forbidden", times=4)
+    with pytest.raises(errors.Forbidden):
+        await client.get(Widget, "a", "ns")
+
+    api.fail("GET", "widgets/a", 403, "Forbidden")
+    client.refusal_pause_s = 0
+    with pytest.raises(errors.Forbidden):
+        await client.get(Widget, "a", "ns")
+
+
 async def test_unavailable_is_tried_again_only_when_the_server_says_when(api: FakeApi, client: Client) -> None:
     api.put(widget("a"))
     api.fail("PATCH", "widgets/a", 503, headers={"Retry-After": "0"})
