@@ -27,7 +27,7 @@ LENGTH_SHIFT = 24
 SLOT_MASK = (1 << 24) - 1
 FOLD_BYTES = 8 * 1024 * 1024
 """A file is rid of its duplicates when it has grown by so much, and by half."""
-SLICE_BYTES = 16 * 1024 * 1024
+SLICE_BYTES = 4 * 1024 * 1024
 """So much of a file is sorted at once."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 COUNT = 64
-BUFFER = 64 * 1024
+BUFFER = 16 * 1024
 
 
 class Partitions:
