@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 from orchestrator.controllers import repositories
-from orchestrator.repository.store import CountingStore, open_store
+from orchestrator.repository.lock import ObjectLock, open_locked_store
+from orchestrator.repository.store import CountingStore
 from tests.controllers.bed import Bed, bed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,11 +39,11 @@ async def test_a_point_without_changes_opens_the_namespaces_keys_once(
             keys[f"list {prefix.split('/')[0]}"] += 1
             return super().list(prefix)
 
-    async def counted(url: str, options: Mapping[str, str] | None = None) -> CountingStore:
-        stores.append(Watched(await open_store(url, options)))
+    async def counted(url: str, options: Mapping[str, str] | None, lock: ObjectLock | None) -> CountingStore:
+        stores.append(Watched(await open_locked_store(url, options, lock)))
         return stores[-1]
 
-    monkeypatch.setattr(repositories, "open_store", counted)
+    monkeypatch.setattr(repositories, "open_locked_store", counted)
     claim = await cluster.volume("still", "2Mi")
     await cluster.write("still", b"data")
     async with cluster.controller():
