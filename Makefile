@@ -50,10 +50,12 @@ contracts: $(STAMP)
 gen: $(STAMP) ## Regenerate wire code, CRDs and the chart's copies
 	@$(BIN)/python -m orchestrator.api.crd charts/tidemark/crds
 	@sh proto/generate.sh $(BIN)
+	@sh tests/clients/cbt/generate.sh $(BIN)
 
 gen-check: $(STAMP) ## Fail if a generated file is stale
 	@$(BIN)/python -m orchestrator.api.crd --check charts/tidemark/crds
 	@sh proto/generate.sh $(BIN) --check
+	@sh tests/clients/cbt/generate.sh $(BIN) --check
 
 static: lint types contracts gen-check ## All of make check that runs no test
 

@@ -1,7 +1,8 @@
-"""The public Go client of the CBT API, unchanged, on the sandbox's SnapshotMetadata service and on both API servers.
+"""A Go client of the CBT API on the sandbox's SnapshotMetadata service and on both API servers.
 
-The client is what storage vendors use (tests/clients/cbt): client-go finds the service and asks for a token, grpc-go
-streams the ranges. All that it is given is a kubeconfig of an account with the rights that such a tool asks for.
+The client (tests/clients/cbt) is our own, written from the public contract as a storage vendor would: client-go finds
+the service and asks for a token, grpc-go streams the ranges. All that it is given is a kubeconfig of an account with the
+rights that such a tool asks for.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {name: lister, namespace: NS}
 ---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: stranger, namespace: NS}
+---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: NS-lister}
 rules:
 - {apiGroups: [snapshot.storage.k8s.io], resources: [volumesnapshots, volumesnapshotcontents], verbs: [get]}
 - {apiGroups: [cbt.storage.k8s.io], resources: [snapshotmetadataservices], verbs: [get]}
-- {apiGroups: [""], resources: [serviceaccounts/token], resourceNames: [lister], verbs: [create]}
+- {apiGroups: [""], resources: [serviceaccounts/token], resourceNames: [lister, stranger], verbs: [create]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -77,7 +82,7 @@ class Site:
         return await asyncio.to_thread(_run, command, stdin)
 
     async def list(self, *arguments: str) -> set[int]:
-        """Return the numbers of the blocks in the ranges that the public client prints, after checking their order."""
+        """Return the numbers of the blocks in the ranges that the client prints, after checking their order."""
         records = await self.records(*arguments)
         ranges = [(int(t.get("byte_offset", 0)), int(t["size_bytes"])) for r in records for t in r["block_metadata"]]
         assert ranges == sorted(ranges)
@@ -156,16 +161,16 @@ async def site(admin: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
         yield found
 
 
-async def test_the_public_client_lists_exactly_what_was_written_between_two_snapshots(site: Site) -> None:
+async def test_the_go_client_lists_exactly_what_was_written_between_two_snapshots(site: Site) -> None:
     assert await site.list("-s", "after", "-p", "before") == {3, 20, 21, 63}
 
 
-async def test_the_public_client_lists_what_is_allocated(site: Site) -> None:
+async def test_the_go_client_lists_what_is_allocated(site: Site) -> None:
     assert await site.list("-s", "before") == {0, 3, 10}
     assert await site.list("-s", "after") == {0, 3, 10, 20, 21, 63}
 
 
-async def test_the_public_client_gets_the_same_by_handle_in_small_messages_and_from_an_offset(site: Site) -> None:
+async def test_the_go_client_gets_the_same_by_handle_in_small_messages_and_from_an_offset(site: Site) -> None:
     content = await site.kubectl(
         "get", "volumesnapshot", "before", "-o", "jsonpath={.status.boundVolumeSnapshotContentName}"
     )
@@ -176,7 +181,7 @@ async def test_the_public_client_gets_the_same_by_handle_in_small_messages_and_f
     assert await site.list("-s", "after", "-P", handle, "-starting-offset", str(20 * BLOCK)) == {20, 21, 63}
 
 
-async def test_the_public_client_is_refused_without_the_right_to_read_the_snapshot(site: Site) -> None:
+async def test_the_go_client_is_refused_without_the_right_to_read_the_snapshot(site: Site) -> None:
     role = f"{site.namespace}-lister"
     await site.kubectl("patch", "clusterrole", role, "--type=json", "-p", '[{"op":"remove","path":"/rules/0"}]')
     try:
@@ -187,3 +192,20 @@ async def test_the_public_client_is_refused_without_the_right_to_read_the_snapsh
             await asyncio.to_thread(_run, [*command, "-s", "after", "-p", "before"], "")
     finally:
         await site.kubectl("apply", "-f", "-", stdin=SETUP.replace("NS", site.namespace))
+
+
+async def test_the_go_client_prints_a_table_for_an_account_that_it_is_told(site: Site) -> None:
+    program = [str(tool("snapshot-metadata-lister")), "-kubeconfig", str(site.admin), "-n", site.namespace]
+    account = ["-service-account", "lister", "-service-account-namespace", site.namespace]
+    table = await asyncio.to_thread(_run, [*program, *account, "-s", "after", "-p", "before"], "")
+    head, *rows = [line.split() for line in table.splitlines()]
+    assert head == ["RECORD", "TYPE", "CAPACITY", "OFFSET", "SIZE"]
+    assert {(kind, capacity) for _, kind, capacity, _, _ in rows} == {("VARIABLE_LENGTH", str(SIZE))}
+    ranges = [(int(at), int(size)) for _, _, _, at, size in rows]
+    assert ranges == [(3 * BLOCK, BLOCK), (20 * BLOCK, 2 * BLOCK), (63 * BLOCK, BLOCK)]
+
+
+async def test_the_service_refuses_the_token_of_an_account_without_the_right_to_read_snapshots(site: Site) -> None:
+    # The caller may read them; whose token it shows may not.
+    with pytest.raises(AssertionError, match=r"GetMetadataDelta: .*PermissionDenied"):
+        await site.list("-s", "after", "-p", "before", "-service-account", "stranger")

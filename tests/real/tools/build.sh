@@ -55,11 +55,10 @@ build kubeconform github.com/yannh/kubeconform/cmd/kubeconform ""
 build s3 github.com/versity/versitygw/cmd/versitygw ""
 build gcs github.com/fsouza/fake-gcs-server ""
 
-# Clients of ours and others' in Go. Their sources change, so the compiler's own cache decides.
+# Our own clients in Go. Their sources change, so the compiler's own cache decides.
 echo "building the Go clients"
 (cd "$here/../../clients" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/contract-client" ./contract \
-  && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/snapshot-metadata-lister" \
-    github.com/kubernetes-csi/external-snapshot-metadata/tools/snapshot-metadata-lister)
+  && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$out/snapshot-metadata-lister" ./cbt)
 
 # The snapshot kinds' definitions come in a module beside the controller's.
 crds="$(cd "$here/snapshots" && go list -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)"
