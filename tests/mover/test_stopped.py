@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from orchestrator.fence import OpenFence
 from orchestrator.repository.maintenance import plan_sweep, sweep, usage
 from orchestrator.repository.manifest import list_points, open_manifest
@@ -16,6 +18,7 @@ from tests.blocks.volumes import CHUNK, Volume, announce, give_back, take, vault
 from tests.mover.movers import Pod, end
 
 MIB = 1 << 20
+pytestmark = pytest.mark.system
 
 
 async def test_a_mover_stopped_past_the_retry_wakes_and_there_is_one_good_point(tmp_path: Path) -> None:

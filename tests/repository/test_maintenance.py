@@ -261,6 +261,7 @@ async def test_a_person_may_end_a_damaged_intent_at_once_even_without_its_plan(v
     assert await restore(vault, kept) == _volume(5)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("fault", [Fault.CRASH, Fault.LOST, Fault.STALE])
 async def test_maintenance_cut_off_at_any_request_can_start_again(fault: Fault) -> None:
     for number in range(100):

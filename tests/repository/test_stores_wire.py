@@ -20,6 +20,9 @@ OURS = {"access_key_id": "AKIDOFTHESECRET", "secret_access_key": "s"}
 VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE")
 
 
+pytestmark = pytest.mark.system
+
+
 @pytest.fixture(autouse=True)
 def _nobodys_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:

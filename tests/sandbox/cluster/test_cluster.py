@@ -19,6 +19,8 @@ from orchestrator.sandbox.objects import name, status, uid
 from tests.sandbox.cluster.fixtures import allow_default_account
 from tests.sandbox.cluster.world import MIB, World
 
+pytestmark = pytest.mark.system
+
 
 async def test_a_restart_on_the_same_directory_finds_everything_and_fails_what_ran(tmp_path: Path) -> None:
     # given: a volume, a snapshot, a running pod, and the sandbox ends
