@@ -1,8 +1,8 @@
 """A Go client of the CBT API on the sandbox's SnapshotMetadata service and on both API servers.
 
 The client (tests/clients/cbt) is our own, written from the public contract as a storage vendor would: client-go finds
-the service and asks for a token, grpc-go streams the ranges. All that it is given is a kubeconfig of an account with the
-rights that such a tool asks for.
+the service and asks for a token, grpc-go streams the ranges. All that it is given is a kubeconfig of an account with
+the rights that such a tool asks for.
 """
 
 from __future__ import annotations

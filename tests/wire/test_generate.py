@@ -38,7 +38,7 @@ def test_the_go_stubs_are_of_this_proto_and_an_edit_is_told_without_go(tmp_path:
     shutil.copytree(CHECKOUT / "proto", tmp_path / "proto")
     shutil.copytree(CHECKOUT / cbt, tmp_path / cbt)
     shutil.copy(CHECKOUT / "tests" / "clients" / "go.mod", tmp_path / "tests" / "clients")
-    command = ["sh", tmp_path / cbt / "generate.sh", "nowhere", "--check"]
+    command = ["sh", str(tmp_path / cbt / "generate.sh"), "nowhere", "--check"]
 
     def check() -> subprocess.CompletedProcess[str]:
         env = {"PATH": os.defpath}
