@@ -45,7 +45,9 @@ class Maintenance(NamespaceRuns):
     ) -> jobs.MoverJob:
         """Return the Job that sweeps one namespace."""
         config = mover_config(opened, vault, task="maintain", point=vault.namespace_id)
-        return jobs.MoverJob(name=name, task="maintain", config=config, labels=self.labels(repository))
+        return jobs.MoverJob(
+            name=name, task="maintain", config=config, labels=self.labels(repository), owner=repository
+        )
 
     async def good(
         self,

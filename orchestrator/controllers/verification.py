@@ -95,7 +95,9 @@ class VerificationRuns(NamespaceRuns):
         )
         deadline_s = decisions.verify_deadline(repository).total_seconds()
         labels = self.labels(repository)
-        return jobs.MoverJob(name=name, task="verify", config=config, labels=labels, deadline_s=deadline_s)
+        return jobs.MoverJob(
+            name=name, task="verify", config=config, labels=labels, owner=repository, deadline_s=deadline_s
+        )
 
     async def good(
         self,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.api.foreign.core import Job, Pod, Secret
+from orchestrator.api.meta import K8sObject
 from orchestrator.api.mover import (
     CONFIG_KEY,
     CONFIG_MOUNT,
@@ -61,6 +62,8 @@ class MoverJob:
     """A PersistentVolume's spec.nodeAffinity."""
     read_only: bool = False
     attempt: int = 1
+    owner: K8sObject | None = None
+    """A cluster-scoped object with which Secret and Job go: nothing else finds a Secret whose Job was never made."""
     deadline_s: float | None = None
     """Ends it after so long; None: tasks in BOUNDED have the settings' maintenance deadline, others none."""
 
@@ -88,10 +91,18 @@ def labels_of(job: MoverJob) -> dict[str, str]:
     return {**job.labels, LABEL_MANAGED_BY: MANAGED_BY, LABEL_TASK: job.task}
 
 
+def _owners(job: MoverJob) -> dict[str, Any]:
+    if job.owner is None:
+        return {}
+    kind = job.owner.RESOURCE
+    owner = {"apiVersion": kind.api_version, "kind": kind.kind, "name": job.owner.name, "uid": job.owner.uid}
+    return {"ownerReferences": [owner]}
+
+
 def build_secret(job: MoverJob, settings: Settings) -> dict[str, Any]:
     """Return the Secret's manifest. Holds keys: never logged."""
     return {
-        "metadata": {"name": job.name, "namespace": settings.namespace, "labels": labels_of(job)},
+        "metadata": {"name": job.name, "namespace": settings.namespace, "labels": labels_of(job), **_owners(job)},
         "type": "Opaque",
         "data": msgspec.to_builtins({CONFIG_KEY: msgspec.json.encode(job.config)}),
     }
@@ -109,6 +120,7 @@ def build(job: MoverJob, settings: Settings) -> dict[str, Any]:
             "namespace": settings.namespace,
             "labels": labels,
             "annotations": annotations,
+            **_owners(job),
         },
         "spec": {
             **deadline,

@@ -16,6 +16,7 @@ from orchestrator.api.foreign.snapshot import (
 )
 from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.mover import CONFIG_KEY, DEVICE_PATH, MoverConfig
+from orchestrator.api.tidemark.backup_repository import BackupRepository, BackupRepositorySpec
 from orchestrator.api.tidemark.fields import LABEL_MANAGED_BY, LABEL_POINT_UID, MANAGED_BY
 from orchestrator.config import Settings
 from orchestrator.volumes import clone, job, rehome, snapshot
@@ -149,3 +150,15 @@ def test_a_snapshots_time_is_the_drivers_unless_it_is_out_of_bounds() -> None:
     broken = snapshot.cut_time(2**62, NOW, NOW)
     assert broken is not None
     assert broken.skewed
+
+
+def test_bulk_work_on_a_repository_goes_with_it() -> None:
+    spec = BackupRepositorySpec(url="file:///r", encryption_secret="key", allowed_namespaces=())
+    owner = BackupRepository(metadata=ObjectMeta(name="vault", uid="uid-repo"), spec=spec)
+    wanted = mover(task="maintain", owner=owner)
+    reference = {
+        "apiVersion": "tidemark.dev/v1alpha1", "kind": "BackupRepository", "name": "vault", "uid": "uid-repo",
+    }  # fmt: skip
+    for made in (job.build(wanted, SETTINGS), job.build_secret(wanted, SETTINGS)):
+        assert made["metadata"]["ownerReferences"] == [reference]
+    assert "ownerReferences" not in job.build(mover(), SETTINGS)["metadata"]
