@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytes
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def monitoring(cluster: RealCluster) -> AsyncIterator[None]:
     """The Prometheus operator's definitions, which the chart's options need."""
-    folder = str(CHARTS / "monitoring-crds")
+    folder = str(tool("kubeconform").parent / "monitoring-crds")
     await asyncio.to_thread(cluster.kubectl, "apply", "--server-side", "-f", folder)
     yield
     await asyncio.to_thread(cluster.kubectl, "delete", "-f", folder)

@@ -110,11 +110,10 @@ def _custom_schema(kind: Kind) -> Obj:
     version = next(v for v in kind.crd["spec"]["versions"] if v["name"] == kind.version)
     raw = dict((version.get("schema") or {}).get("openAPIV3Schema") or {})
     raw.setdefault("type", "object")
-    builtin = builtin_document()["definitions"]["io.k8s.api.core.v1.ConfigMap"]["properties"]
     standard = {
-        "apiVersion": {"type": "string", "description": builtin["apiVersion"]["description"]},
-        "kind": {"type": "string", "description": builtin["kind"]["description"]},
-        "metadata": {"$ref": _V2 + META, "description": "Standard object's metadata."},
+        "apiVersion": {"type": "string", "description": "Group and version that this object is written in."},
+        "kind": {"type": "string", "description": "What this object is."},
+        "metadata": {"$ref": _V2 + META, "description": "Name, namespace, labels and what the server adds."},
     }
     raw["properties"] = {**(raw.get("properties") or {}), **standard}
     raw["x-kubernetes-group-version-kind"] = [{"group": kind.group, "version": kind.version, "kind": kind.kind}]

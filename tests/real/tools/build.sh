@@ -69,6 +69,14 @@ for file in "$crds"/config/crd/*.storage.k8s.io_*.yaml; do
   cp -f "$file" "$out/snapshot-crds/" && chmod 644 "$out/snapshot-crds/$(basename "$file")"
 done
 
+# So do the Prometheus operator's.
+crds="$(cd "$here/monitoring" && go mod download github.com/prometheus-operator/prometheus-operator && go list -m -f '{{.Dir}}' github.com/prometheus-operator/prometheus-operator)"
+mkdir -p "$out/monitoring-crds"
+for kind in servicemonitors prometheusrules; do
+  cp -f "$crds/example/prometheus-operator-crd/monitoring.coreos.com_$kind.yaml" "$out/monitoring-crds/$kind.yaml"
+  chmod 644 "$out/monitoring-crds/$kind.yaml"
+done
+
 # An old client speaks otherwise (it validates by itself, by OpenAPI v2): Debian still ships one.
 if [ ! -x "$out/kubectl.1.20" ] && command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
   echo "unpacking kubectl.1.20"

@@ -144,11 +144,18 @@ def _references(node: object) -> Iterator[str]:
             yield from _references(value)
 
 
+def without_words(node: Any) -> Any:
+    """Return a schema without its descriptions: the shapes are facts, the sentences are their authors'."""
+    if isinstance(node, dict):
+        return {k: without_words(v) for k, v in node.items() if not (k == "description" and isinstance(v, str))}
+    return [without_words(value) for value in node] if isinstance(node, list) else node
+
+
 def render(document: dict[str, Any]) -> str:
     """Write one definition per line, so that a new release shows as a readable diff."""
     groups = ",\n".join(json.dumps(g, sort_keys=True) for g in document["groups"])
     definitions = ",\n".join(
-        f"{json.dumps(n)}: {json.dumps(d, sort_keys=True)}" for n, d in document["definitions"].items()
+        f"{json.dumps(n)}: {json.dumps(without_words(d), sort_keys=True)}" for n, d in document["definitions"].items()
     )
     head = json.dumps(document["version"])
     return f'{{"version": {head},\n"groups": [\n{groups}\n],\n"definitions": {{\n{definitions}\n}}}}\n'
