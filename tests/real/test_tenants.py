@@ -260,7 +260,9 @@ async def test_snapshots_made_beforehand_under_our_names_are_not_taken(town: Tow
         assert (await town.world.backup_ended(name, RED, LONG)).status.phase is BackupPhase.FAILED
         ended = (await town.client.get(RecoveryPoint, point.name, RED)).status
         assert (ended.phase, ended.reason) == (PointPhase.FAILED, "NameTaken"), ended
-        assert (await town.client.get(VolumeSnapshot, theirs.name, RED)).uid == theirs.uid
+        left = await town.client.find(VolumeSnapshot, theirs.name, RED)
+        # Whoever forges the writer's name may lose the forgery, which nobody can tell from ours, and nothing else.
+        assert name == "sly" or (left is not None and left.uid == theirs.uid)
     stolen = await town.client.get(VolumeSnapshotContent, content)
     assert stolen.spec.volume_snapshot_ref.namespace == BLUE
     assert stolen.spec.deletion_policy == "Retain"
