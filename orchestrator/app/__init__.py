@@ -169,6 +169,7 @@ class _Children:
         try:
             await part.run()
         except Exception as group:
+            # Whatever a part ends by is sorted here: a lost lease, a stop, or a fault that ends the whole.
             error = leading(group)
             if isinstance(error, LeaseStale):
                 raise error from (group if error is not group else group.__cause__)

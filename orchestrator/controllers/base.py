@@ -201,6 +201,7 @@ class Controller(ABC, Generic[T]):
         except (kube_errors.Conflict, kube_errors.NotFound):
             pass  # the object moved or went; the next pass records what is true then
         except Exception:
+            # Telling of an error must not end the worker; the next pass tells it again.
             log.exception("%s %s: the error could not be recorded", self.name, "/".join(key))
 
 
