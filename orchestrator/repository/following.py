@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.repository.census import OBJECT, PACK, READERS, RELOCATED, Census
+from orchestrator.repository.indexing import Index, IndexWork
 from orchestrator.repository.layout import ObjectRef
-from orchestrator.repository.liveness import LENGTH_SHIFT, SLOT_MASK, LiveChunks
+from orchestrator.repository.liveness import LiveChunks
+from orchestrator.repository.movedindex import Copy, copy_of
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.relocation import open_generation, open_relocation
@@ -40,25 +42,49 @@ class Following:
         self._kept = Partitions(folder, "kept", 32, 16)
         self.moved = LiveChunks(folder, "moved")
         """Live chunks, by the pack that they are in now."""
+        self._index = Index(vault, folder)
         self.superseded: list[str] = []
         """Records that a newer generation has taken the place of, for longer than the grace time."""
 
     async def take(self, before: datetime) -> None:
-        """Open the newest record of every old pack that a map names; Damaged, ObjectMissing."""
+        """Read the newest record of every old pack that a map names; Damaged, ObjectMissing.
+
+        The record itself while the old pack is there, because that goes by what it says; a copy of it afterwards.
+        """
+        await self._index.load()
         for number in range(COUNT):
             if not self._census.relocated.length(number):
                 continue
             newest = await asyncio.to_thread(self._newest, number, before.timestamp())
-            if not newest:
-                continue
-            waiting: list[tuple[ObjectRef, int, Words]] = []
-            for key, places in self._census.chunks.packs(number):
-                waiting.extend((pack, generation, places) for pack, generation in newest.get(key, ()))
-                if len(waiting) >= _AT_ONCE:
-                    await self._follow(waiting)
-                    waiting = []
-            await self._follow(waiting)
+            if newest:
+                await self._take(number, newest)
         await asyncio.to_thread(self._check_targets)
+
+    async def _take(self, number: int, newest: dict[bytes, list[tuple[ObjectRef, int]]]) -> None:
+        generations = {pack.to_bytes(): generation for some in newest.values() for pack, generation in some}
+        copies = await asyncio.to_thread(self._index.take, number, generations)
+        here = await asyncio.to_thread(self._listed, number)
+        waiting: list[tuple[ObjectRef, int, Words]] = []
+        known: list[tuple[Copy, Words]] = []
+        for key, places in self._census.chunks.packs(number):
+            for pack, generation in newest.get(key, ()):
+                copy = copies.get(pack)
+                if copy is None:
+                    self._index.lacks(pack, generation)
+                if copy is None or pack.to_bytes() in here:
+                    waiting.append((pack, generation, places))
+                else:
+                    known.append((copy, places))
+            if len(waiting) + len(known) >= _AT_ONCE:
+                await self._follow(waiting)
+                await asyncio.to_thread(self._went, known)
+                waiting, known = [], []
+        await self._follow(waiting)
+        await asyncio.to_thread(self._went, known)
+
+    def index_work(self) -> IndexWork:
+        """Return which copies of records to write; `take` first."""
+        return self._index.work()
 
     def _newest(self, number: int, before: float) -> dict[bytes, list[tuple[ObjectRef, int]]]:
         """Return old packs that maps name, and their newest record, by the first bytes of the packs' random part."""
@@ -80,6 +106,7 @@ class Following:
 
     async def _follow(self, some: list[tuple[ObjectRef, int, Words]]) -> None:
         limit = asyncio.Semaphore(READERS)
+        read: list[tuple[Copy, Words]] = []
 
         async def one(pack: ObjectRef, generation: int, places: Words) -> None:
             async with limit:
@@ -87,22 +114,24 @@ class Following:
                 found = await open_generation(self._vault, pack, generation)
                 if found is None:
                     found = await open_relocation(self._vault, pack)
-            if found is None:
-                return
-            covered, targets = True, set[ObjectRef]()
-            for place in places.tolist():
-                to = found.moves.get(place & SLOT_MASK)
-                if to is None:
-                    covered = False
-                    continue
-                targets.add(to[0])
-                self.moved.add(to[0], to[1] | place >> LENGTH_SHIFT << LENGTH_SHIFT)
-            for target in targets:
-                self._sources.add(_SOURCE.pack(target.to_bytes(), pack.to_bytes(), found.generation))
-            if covered:
-                self._gone.add(pack.to_bytes())
+            if found is not None:
+                read.append((Copy(pack, found.generation, copy_of(found)), places))
 
         await in_parallel([one(*each) for each in some])
+        await asyncio.to_thread(self._went, read)
+
+    def _went(self, some: list[tuple[Copy, Words]]) -> None:
+        """Note where the chunks that live in old packs are now, and which old packs nobody needs. CPU work."""
+        for copy, places in some:
+            targets, words, covered = copy.follow(places)
+            self.moved.add_many(targets, words)
+            for target in set(targets):
+                self._sources.add(_SOURCE.pack(target.to_bytes(), copy.pack.to_bytes(), copy.generation))
+            if covered:
+                self._gone.add(copy.pack.to_bytes())
+
+    def _listed(self, number: int) -> set[bytes]:
+        return {record[1:33] for record in self._census.listed.records(number) if record[0] == PACK}
 
     def _check_targets(self) -> None:
         """Keep an old pack if one of those that its chunks went to isn't there (as far as this census saw)."""
@@ -110,7 +139,7 @@ class Following:
             sources = self.sources(number)
             if not sources:
                 continue
-            listed = {r[1:33] for r in self._census.listed.records(number) if r[0] == PACK}
+            listed = self._listed(number)
             for target, olds in sources.items():
                 if target not in listed:
                     for old, _ in olds:

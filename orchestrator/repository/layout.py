@@ -29,8 +29,9 @@ CHUNK_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
 HEADER_KEY = "tidemark"
 KEYS_PREFIX = "keys/"
 NAMESPACES_PREFIX = "namespaces/"
+LOCKS_PREFIX = "locks/"
 PROBE_PREFIX = "probe/"
-OWN_PREFIXES = (KEYS_PREFIX, NAMESPACES_PREFIX, PROBE_PREFIX, "n/")
+OWN_PREFIXES = (KEYS_PREFIX, NAMESPACES_PREFIX, LOCKS_PREFIX, PROBE_PREFIX, "n/")
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 
@@ -55,6 +56,8 @@ class Kind(IntEnum):
     COMPACTED = 15
     MOVES = 16
     RENEWED = 17
+    LOCK = 18
+    MOVED = 18
 
 
 class ObjectRef(NamedTuple):
@@ -108,6 +111,11 @@ def plain(part: str) -> str:
 def master_wrap(number: int) -> str:
     """Name the repository key as wrapped for the `number`-th master key."""
     return f"{KEYS_PREFIX}{number:08d}"
+
+
+def lock_promise(number: int) -> str:
+    """Name what the repository says about object lock; the highest number counts."""
+    return f"{LOCKS_PREFIX}{number:08d}"
 
 
 def namespace_keys(namespace_id: str, epoch: int) -> str:
@@ -189,6 +197,11 @@ class Names:
     def renewed(self) -> str:
         """Return the prefix of the records that the lock of what lives was renewed."""
         return f"{self.prefix}renewed/"
+
+    @property
+    def moved(self) -> str:
+        """Return the prefix of the objects that hold copies of many relocation records."""
+        return f"{self.prefix}moved/"
 
     def moves(self, intent_id: str) -> str:
         """Name what a compaction is going to say about the packs that it moved."""

@@ -62,9 +62,15 @@ class LiveChunks:
         if page.level == 1:
             self._take(page.rows(), [("index", "<u2"), ("id", "V32"), ("word", "<u8")], page.packs)
 
-    def add(self, pack: ObjectRef, place_: int) -> None:
-        """Add one chunk."""
-        self._files.add(pack.random[:8] + place_.to_bytes(8, "little"))
+    def add_many(self, packs: list[ObjectRef], places: Words) -> None:
+        """Add chunks: the pack and the place of each."""
+        import numpy as np
+
+        if len(places):
+            records = np.empty((len(places), 2), dtype="<u8")
+            records[:, 0] = np.frombuffer(b"".join(pack.random[:8] for pack in packs), dtype="<u8")
+            records[:, 1] = places
+            self._spread(records)
 
     def _take(self, rows: memoryview, columns: list[tuple[str, str]], packs: list[ObjectRef]) -> None:
         import numpy as np
@@ -80,6 +86,11 @@ class LiveChunks:
         records = np.empty((len(words), 2), dtype="<u8")
         records[:, 0] = keys[numbers]
         records[:, 1] = words >> np.uint64(16)
+        self._spread(records)
+
+    def _spread(self, records: Words) -> None:
+        import numpy as np
+
         file = (records[:, 0] & np.uint64(0xFF)) % np.uint64(COUNT)
         order = np.argsort(file, kind="stable")
         bounds = np.searchsorted(file[order], np.arange(COUNT + 1))

@@ -24,6 +24,7 @@ from orchestrator.repository.compaction import Choice, Compaction, choose, compa
 from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked
 from orchestrator.repository.following import Following
+from orchestrator.repository.indexing import IndexWork, write_index
 from orchestrator.repository.layout import PACK_TARGET, Kind, ObjectRef
 from orchestrator.repository.manifest import PointRef
 from orchestrator.repository.moves import open_moves, settle
@@ -70,6 +71,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Committed compactions whose relocation records may not all be there."""
     compact: tuple[Choice, ...] = ()
     """Packs under half alive."""
+    index: IndexWork = IndexWork()
+    """Copies of relocation records to write."""
     blind: bool = False
     """An intent can't be read: it is ended, and nothing is deleted in this run."""
 
@@ -167,6 +170,7 @@ async def plan_sweep(
         tidy=tuple(tidy),
         unsettled=tuple(census.unsettled),
         compact=tuple(chosen),
+        index=following.index_work(),
     )
 
 
@@ -214,6 +218,7 @@ async def sweep(vault: Vault, plan: SweepPlan, fence: Fence, *, pack_size: int =
         count, size = count + len(some), size + sum(length for _, _, length in some)
     for key in plan.tidy:
         await _delete(vault, fence, key)
+    await write_index(vault, plan.index, fence, now=plan.now)
     await vault.store.sweep_leftovers(plan.now - max(plan.grace, timedelta(hours=1)))
     return SweepResult(
         deleted_objects=count,

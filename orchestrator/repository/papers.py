@@ -28,6 +28,7 @@ def _kinds(vault: Vault) -> dict[str, tuple[Kind, ...]]:
         names.compacted: (Kind.COMPACTED, Kind.CANCELLED),
         names.damaged: (Kind.DAMAGED,),
         names.relocated: (Kind.RELOCATED,),
+        names.moved: (Kind.MOVED,),
         names.sweeps: (Kind.SWEEP,),
         names.removing: (Kind.REMOVING,),
         names.verified: (Kind.VERIFIED,),
