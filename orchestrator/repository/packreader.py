@@ -5,16 +5,18 @@ A pack that is gone may have been compacted: its newest relocation record says w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from orchestrator.repository.compression import decompress
 from orchestrator.repository.crypto import Bytes, ObjectCipher
 from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.pack import Entry
-from orchestrator.repository.relocation import Relocation, open_relocation
+from orchestrator.repository.relocation import Relocation
 from orchestrator.repository.vault import Vault
+from orchestrator.repository.whereabouts import Whereabouts
 
 
 class Sealed(NamedTuple):
@@ -33,31 +35,61 @@ class PackReader:
         self._vault = vault
         self._chunk_size = chunk_size
         self._ciphers: dict[ObjectRef, ObjectCipher] = {}
-        self._moved: dict[ObjectRef, Relocation] = {}
+        self._moved = Whereabouts(vault)
 
     async def fetch(self, pack: ObjectRef, entries: Sequence[Entry]) -> list[Sealed]:
         """Fetch the sealed chunks of one pack (all entries name it), near ones in one request.
 
         The order of the answer is that of `entries`. A moved pack is followed. ObjectMissing when it is gone, Damaged.
         """
-        relocation = self._moved.get(pack)
+        relocation = self._moved.known(pack)
         if relocation is None:
             try:
                 return await self._fetch(pack, [(entry, entry.slot) for entry in entries])
             except ObjectMissing:
-                relocation = await open_relocation(self._vault, pack)
+                relocation = await self._moved.find(pack)
                 if relocation is None:
                     raise
-                self._moved[pack] = relocation
         try:
             return await self._follow(relocation, entries)
         except ObjectMissing:
             # Read long ago: its target may have been compacted since, and a newer record says where to.
-            newer = await open_relocation(self._vault, pack)
+            newer = await self._moved.newest(pack)
             if newer is None or newer.generation == relocation.generation:
                 raise
-            self._moved[pack] = newer
             return await self._follow(newer, entries)
+
+    async def fetch_all(self, by_pack: Mapping[ObjectRef, Sequence[Entry]]) -> list[Sealed]:
+        """Fetch the sealed chunks of several packs at once, in any order; raises as `fetch` does.
+
+        What compaction brought into one pack from several comes together.
+        """
+        calls: list[Coroutine[Any, Any, list[Sealed]]] = []
+        moved: dict[ObjectRef, list[tuple[Entry, int]]] = {}
+        for pack, entries in by_pack.items():
+            relocation = self._moved.known(pack)
+            if relocation is None or any(entry.slot not in relocation.moves for entry in entries):
+                calls.append(self.fetch(pack, entries))
+                continue
+            for entry in entries:
+                target, slot = relocation.moves[entry.slot]
+                moved.setdefault(target, []).append((entry, slot))
+        calls += [self._fetch_moved(target, sorted(places, key=_place)) for target, places in moved.items()]
+        found: list[Sealed] = []
+        for one in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(one, BaseException):
+                raise one
+            found += one
+        return found
+
+    async def _fetch_moved(self, target: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:
+        try:
+            return await self._fetch(target, places)
+        except ObjectMissing:
+            by_pack: dict[ObjectRef, list[Entry]] = {}
+            for entry, _ in places:
+                by_pack.setdefault(entry.pack, []).append(entry)
+            return [sealed for pack, entries in by_pack.items() for sealed in await self.fetch(pack, entries)]
 
     async def read(self, entry: Entry) -> Bytes:
         """Fetch and open one chunk."""
@@ -102,3 +134,7 @@ class PackReader:
                 self._ciphers.clear()
             self._ciphers[pack] = cipher
         return [Sealed(entry, cipher, slot, data) for (entry, slot), data in zip(places, pieces, strict=True) if cipher]
+
+
+def _place(place: tuple[Entry, int]) -> int:
+    return place[1]

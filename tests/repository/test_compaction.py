@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -17,87 +15,19 @@ from orchestrator.repository.compaction import Compaction
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
 from orchestrator.repository.layout import ObjectRef
-from orchestrator.repository.maintenance import SweepPlan, SweepResult, plan_sweep, sweep
+from orchestrator.repository.maintenance import sweep
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.packreader import PackReader
-from orchestrator.repository.point import remove
 from orchestrator.repository.relocation import open_relocation, parse_relocation, seal_relocation
 from orchestrator.repository.store import Store, open_store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
-from tests.repository.engine import backup, new_vault, restore
+from tests.repository.engine import new_vault
 from tests.repository.faults import Fault, FaultyStore, ProcessDied
+from tests.repository.world import SIZE, World
 
-SIZE = 1024
-DAY, WEEK = timedelta(days=1), timedelta(days=7)
 EVERY = int(os.environ.get("TIDEMARK_COMPACTION_EVERY", "7"))
 """Which requests are cut off; all of them on demand: TIDEMARK_COMPACTION_EVERY=1."""
-
-
-class World:
-    """A volume of some packs, its points, and what each must restore to."""
-
-    def __init__(self, vault: Vault, seed: int = 1, chunks: int = 60) -> None:
-        self.vault, self.random = vault, random.Random(seed)
-        self.volume = bytearray(self.random.randbytes(chunks * SIZE))
-        self.points: dict[PointRef, bytes] = {}
-        self.sequence = 0
-        self.days = 0.0
-
-    async def point(self, share: float = 1.0) -> PointRef:
-        """Change a share of the chunks and make a point."""
-        count = len(self.volume) // SIZE
-        touched = sorted(self.random.sample(range(count), round(share * count)))
-        for index in touched:
-            self.volume[index * SIZE : (index + 1) * SIZE] = self.random.randbytes(SIZE)
-        self.sequence += 1
-        base = max(self.points, key=lambda ref: ref.key, default=None)
-        ref = await backup(
-            self.vault,
-            bytes(self.volume),
-            sequence=self.sequence,
-            touched=touched if base else None,
-            base=base,
-            chunk_size=SIZE,
-            pack_size=16 * SIZE,
-        )
-        self.points[ref] = bytes(self.volume)
-        return ref
-
-    async def prune(self, keep: int) -> None:
-        """Remove all but the newest points."""
-        for ref in sorted(self.points, key=lambda ref: ref.key)[:-keep]:
-            await remove(self.vault, ref, OpenFence())
-            del self.points[ref]
-
-    async def plan(self, days: float = 0, vault: Vault | None = None) -> SweepPlan:
-        """Plan a run, as seen some days later than the last."""
-        self.days += days
-        now = datetime.now(UTC) + timedelta(days=self.days, seconds=5)
-        return await plan_sweep(vault or self.vault, now=now, grace=DAY, intent_age=WEEK)
-
-    async def run(self, days: float = 0, vault: Vault | None = None) -> SweepResult:
-        """Plan and carry out."""
-        plan = await self.plan(days, vault)
-        return await sweep(vault or self.vault, plan, OpenFence(), pack_size=16 * SIZE)
-
-    async def check(self) -> None:
-        """Every point restores bit for bit."""
-        for ref, volume in self.points.items():
-            assert await restore(self.vault, ref) == volume, ref.key
-
-    async def settle_down(self) -> None:
-        """Run until nothing is left to do."""
-        for _ in range(6):
-            await self.run(8)
-
-    async def names(self, prefix: str) -> set[str]:
-        """Return what lies there."""
-        return {info.key async for info in self.vault.store.list(self.vault.names.prefix + prefix)}
-
-    async def packs_bytes(self) -> int:
-        """Return the bytes of all packs."""
-        return sum([info.size async for info in self.vault.store.list(self.vault.names.packs)])
 
 
 async def _half_dead(vault: Vault) -> World:
