@@ -27,7 +27,7 @@ from orchestrator.blocks.source import Source
 from orchestrator.blocks.tally import Tallies
 from orchestrator.errors import Terminal
 from orchestrator.extents import ChunkSet
-from orchestrator.repository.errors import Damaged, PointCancelled
+from orchestrator.repository.errors import Damaged, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.keys import NamespaceIdentity
 from orchestrator.repository.manifest import (
@@ -126,7 +126,7 @@ async def _newest_of(vault: Vault, keys: list[str]) -> tuple[PointRef | None, Ma
             manifest, ref = await open_manifest(vault, key)
         except PointCancelled:
             continue
-        except Damaged as error:
+        except (Damaged, UnsupportedFormat) as error:
             # One damaged manifest must not end the protection of its volume: an older point serves as well.
             log.warning("a point is passed over: %s", error)
             continue

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, SweepBlocked
+from orchestrator.repository.errors import (
+    Damaged,
+    ManifestMissing,
+    ObjectMissing,
+    PointCancelled,
+    SweepBlocked,
+    UnsupportedFormat,
+)
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
 from orchestrator.repository.liveness import LiveChunks
@@ -92,7 +99,7 @@ class Census:
             await self._intents(now - intent_age, end)
             await self._relocations()
             await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner)
-        except Damaged as error:
+        except (Damaged, UnsupportedFormat) as error:
             raise SweepBlocked(error.key, error.what) from error
         except ObjectMissing as error:
             raise SweepBlocked(error.key, "it is missing") from error
@@ -166,7 +173,7 @@ class Census:
     async def _live(self, intent_id: str, raw: bytes, info: ObjectInfo, *, over: bool, end: Collection[str]) -> None:
         try:
             intent: Intent = await open_intent(self.vault, intent_id)
-        except Damaged as error:
+        except (Damaged, UnsupportedFormat) as error:
             if not over:
                 raise
             await self._unreadable(intent_id, raw, error, by_hand=intent_id in end)
@@ -180,7 +187,9 @@ class Census:
         if over:
             self.expired.append(Expired(intent_id, intent.manifest_key))
 
-    async def _unreadable(self, intent_id: str, raw: bytes, error: Damaged, *, by_hand: bool) -> None:
+    async def _unreadable(
+        self, intent_id: str, raw: bytes, error: Damaged | UnsupportedFormat, *, by_hand: bool
+    ) -> None:
         """End an intent that can't be read: its plan tells where it would commit.
 
         What it builds on is known to nobody, so nothing is deleted before it is ended. Without a plan only a person
@@ -188,7 +197,7 @@ class Census:
         """
         try:
             plan = await open_plan(self.vault, intent_id)
-        except (Damaged, ObjectMissing):
+        except (Damaged, ObjectMissing, UnsupportedFormat):
             if not by_hand:
                 raise error from None
             folder = f"{self.vault.names.intents}{intent_id}/"

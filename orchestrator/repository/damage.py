@@ -96,7 +96,8 @@ async def load_damage(vault: Vault) -> DamageIndex:
             record, tail = open_record(vault, Kind.DAMAGED, found.key, data, DamageRecord)
             ref = ObjectRef.parse(bytes.fromhex(record.object))
             slots = [slot for (slot,) in struct.iter_unpack("<I", tail)]
-        except (Damaged, ValueError, struct.error):
+        except (Damaged, UnsupportedFormat, ValueError, struct.error):
+            # Of another format too: it only says what to read again, and the next verification says that anew.
             index.broken.append(found.key)
             continue
         index.names[found.key] = ref

@@ -116,7 +116,9 @@ class UnsupportedFormat(Terminal):
     remedy: ClassVar[str] = "Use a Tidemark release that reads this format version."
 
     def __init__(self, key: str, what: str) -> None:
-        super().__init__(f"{key}: {what} is not supported by this release")
+        self.key = key
+        self.what = f"{what} is not supported by this release"
+        super().__init__(f"{key}: {self.what}")
 
 
 class WrongKey(Terminal):

@@ -22,7 +22,7 @@ from orchestrator.fence import Fence
 from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, RELOCATION, Census, Expired
 from orchestrator.repository.compaction import Choice, Compaction, choose, compact
 from orchestrator.repository.damage import load_damage
-from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked
+from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked, UnsupportedFormat
 from orchestrator.repository.following import Following
 from orchestrator.repository.indexing import IndexWork, write_index
 from orchestrator.repository.layout import PACK_TARGET, Kind, ObjectRef
@@ -145,7 +145,7 @@ async def plan_sweep(
         following = Following(vault, census, Path(name))
         try:
             await following.take(now - grace)
-        except Damaged as error:
+        except (Damaged, UnsupportedFormat) as error:
             raise SweepBlocked(error.key, error.what) from error
         except ObjectMissing as error:
             raise SweepBlocked(error.key, "it is missing") from error
@@ -310,7 +310,7 @@ class _Written:
                 document, tail = open_record(self._vault, Kind.SWEEP, info.key, data, _SweepDocument)
             except ObjectMissing:
                 continue
-            except Damaged:
+            except (Damaged, UnsupportedFormat):
                 # It only ever allows a delete: without it the grace time starts again.
                 self._broken.append(info.key)
                 continue

@@ -210,24 +210,30 @@ async def test_nothing_is_deleted_when_something_that_says_what_lives_can_not_be
     assert await _names(vault, "") == before
 
 
-async def _damage(vault: Vault, key: str) -> None:
-    data = await vault.store.get(key)
+LAST, VERSION = -1, 8
+"""Bytes to alter: of what is sealed, or what makes an object look like a newer release's."""
+
+
+async def _damage(vault: Vault, key: str, at: int = LAST) -> None:
+    data = bytearray(await vault.store.get(key))
+    data[at] ^= 1
     await vault.store.delete(key)
-    await vault.store.put_new(key, data[:-1] + bytes([data[-1] ^ 1]))
+    await vault.store.put_new(key, bytes(data))
 
 
-async def _unreadable_intent(vault: Vault) -> tuple[PointRef, str]:
+async def _unreadable_intent(vault: Vault, at: int) -> tuple[PointRef, str]:
     """Make a point, an unfinished heir whose intent is damaged, and remove the point."""
     base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
     record = point_record(sequence=2, size=60 * SIZE, chunk_size=SIZE, mode="delta", parent=base)
     intent_id = await announce(vault, record, [3], base=base)
-    await _damage(vault, vault.names.intent(intent_id))
+    await _damage(vault, vault.names.intent(intent_id), at)
     await remove(vault, base, OpenFence())
     return PointRef(manifest_key(vault, record), ""), intent_id
 
 
-async def test_a_damaged_intent_is_ended_by_its_plan_when_it_is_old_and_sweeping_goes_on(vault: Vault) -> None:
-    point, intent_id = await _unreadable_intent(vault)
+@pytest.mark.parametrize("at", [LAST, VERSION])
+async def test_a_damaged_intent_is_ended_by_its_plan_when_it_is_old_and_sweeping_goes_on(vault: Vault, at: int) -> None:
+    point, intent_id = await _unreadable_intent(vault, at)
     packs = await _names(vault, vault.names.packs)
     with pytest.raises(SweepBlocked):
         await _run(vault, days=6)
@@ -246,10 +252,11 @@ async def test_a_damaged_intent_is_ended_by_its_plan_when_it_is_old_and_sweeping
     assert not {key for key in await _names(vault, vault.names.intents) if intent_id in key}
 
 
-async def test_a_person_may_end_a_damaged_intent_at_once_even_without_its_plan(vault: Vault) -> None:
+@pytest.mark.parametrize("at", [LAST, VERSION])
+async def test_a_person_may_end_a_damaged_intent_at_once_even_without_its_plan(vault: Vault, at: int) -> None:
     kept = await backup(vault, _volume(5), sequence=9, chunk_size=SIZE)
-    _, intent_id = await _unreadable_intent(vault)
-    await _damage(vault, vault.names.plan(intent_id))
+    _, intent_id = await _unreadable_intent(vault, at)
+    await _damage(vault, vault.names.plan(intent_id), at)
     with pytest.raises(SweepBlocked):
         await _run(vault, days=20)
     plan = await plan_sweep(vault, now=_now(), grace=DAY, intent_age=WEEK, end_intents=[intent_id])
