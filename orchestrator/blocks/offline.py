@@ -38,6 +38,7 @@ from orchestrator.repository.manifest import (
     list_lineage,
     list_points,
     manifest_key,
+    next_sequence,
     open_manifest,
 )
 from orchestrator.repository.neighbours import neighbours
@@ -50,7 +51,7 @@ NAMESPACE = NamespaceIdentity(cluster_id="offline", uid="offline", name="offline
 """Under which points without a cluster are kept."""
 DRIVER = "file"
 DEFAULT_CHUNK_SIZE = 256 * 1024
-_SEQUENCE = re.compile(r"/(\d{12})-([^/]+)\Z")
+_POINT = re.compile(r"/[0-9]{12}-([^/]+)\Z")
 
 
 class PointUnknown(Terminal):
@@ -99,20 +100,14 @@ async def find_point(vault: Vault, point_id: str) -> str:
 def _the_one(keys: list[str], point_id: str) -> str:
     found = [key for key in keys if point_name(key).startswith(point_id)]
     if len(found) != 1:
-        raise PointUnknown(f"{len(found)} points begin with {point_id}" if found else f"no point {point_id}")
+        raise PointUnknown(f"{len(found)} points begin with {point_id!r}" if found else f"no point {point_id}")
     return found[0]
 
 
 def point_name(key: str) -> str:
     """Return the point's id from its manifest's name."""
-    match = _SEQUENCE.search(key)
-    return match.group(2) if match else key.rpartition("/")[2]
-
-
-def sequence_in(key: str) -> int:
-    """Return a point's number in its lineage from its manifest's name; 0 when that is none of ours."""
-    match = _SEQUENCE.search(key)
-    return int(match.group(1)) if match else 0
+    match = _POINT.search(key)
+    return match.group(1) if match else key.rpartition("/")[2]
 
 
 async def newest(vault: Vault, lineage: str) -> PointRef | None:
@@ -146,7 +141,12 @@ async def _earlier(vault: Vault, lineage: str, base: str | None) -> tuple[list[s
 
 def lineage_of(driver: str, volume_handle: str) -> str:
     """Return the name under which a volume's points are kept."""
-    return hashlib.sha256(f"{driver}\0{volume_handle}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{driver}\0".encode() + os.fsencode(volume_handle)).hexdigest()[:32]
+
+
+def shown(path: str) -> str:
+    """Return a path as text that can be stored and printed: bytes that are no UTF-8 become `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 async def make_point(
@@ -162,7 +162,8 @@ async def make_point(
 ) -> Made:
     """Copy a file or device and commit the point; with `across`, chunks of other volumes are not stored again.
 
-    With `base` (a point's id) and `extents` a delta; without extents what is allocated is read, and compared with the
+    With `base` (a point's id) and `extents` a delta. Without a base, `extents` is all that is allocated: what they
+    leave out is zero in the point. Without extents what is allocated is found and read. Both are compared with the
     base, or with the newest point of the same path. Raises PointUnknown, ExtentsMalformed, whatever `backup` raises.
     """
     handle = await asyncio.to_thread(os.path.realpath, path)
@@ -175,7 +176,8 @@ async def make_point(
     chunks = await asyncio.to_thread(_planned, path, extents, chunk_size or DEFAULT_CHUNK_SIZE)
     if delta and parent_manifest is not None:
         add_resized(chunks, parent_manifest.root.volume_size)
-    sequence = 1 + max((sequence_in(key) for key in keys if key.startswith(vault.names.lineage(lineage))), default=0)
+    own = [key for key in keys if key.startswith(vault.names.lineage(lineage))]
+    sequence = next_sequence(own, 0 if parent_manifest is None else parent_manifest.record.sequence)
     record = _record(vault, handle, lineage, sequence, chunks, "delta" if delta else "allocated", parent)
     known = await neighbours(vault, lineage, chunks.chunk_size) if across else {}
     refers = tuple(known)
@@ -217,6 +219,7 @@ def _record(
     vault: Vault, handle: str, lineage: str, sequence: int, chunks: ChunkSet, mode: Mode, parent: PointRef | None
 ) -> PointRecord:
     now = datetime.now(UTC)
+    handle = shown(handle)
     name = Path(handle).name
     return PointRecord(
         point_id=str(uuid.uuid4()),

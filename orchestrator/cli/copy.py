@@ -42,7 +42,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--key-file", metavar="FILE", type=Path, required=True, help="the master key: 32 bytes, hex or base64")
     add("--store-options", metavar="FILE", type=Path, help="`name=value` lines (default: AWS_*, GOOGLE_*, AZURE_*)")
     add("--base", metavar="POINT", help="build on this point (default: the newest of this path)")
-    add("--extents", metavar="FILE|-", type=Path, help="changed ranges as lines `offset length` in bytes")
+    add("--extents", metavar="FILE|-", type=Path, help="what changed since --base: lines `offset length` in bytes")
     add("--json", metavar="FILE|-", type=Path, help="write all figures there")
     add("--create", action="store_true", help="make the repository if nothing is there")
     add("--chunk-size", type=str.upper, choices=CHUNK_SIZES, help="only for a volume's first point (default: 256K)")
@@ -62,7 +62,11 @@ def _at_least_one(text: str) -> int:
 
 def main(arguments: Sequence[str], program: str) -> None:
     """Back up one file or device."""
-    given = parser(program).parse_args(list(arguments))
+    rules = parser(program)
+    given = rules.parse_args(list(arguments))
+    if given.extents is not None and given.base is None:
+        # Whichever point was newest may not be the one that the list counts from: what it leaves out would be wrong.
+        rules.error("--extents needs --base POINT: which point are these the changes since?")
     figures = asyncio.run(_copy(given))
     if given.json is not None:
         write_json(given.json, figures)

@@ -5,7 +5,8 @@ What must never happen here: a manifest read and believed that isn't exactly wha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from orchestrator.repository.record import kind_of, open_record
 from orchestrator.repository.vault import Vault
 
 Mode = Literal["delta", "allocated", "full"]
+_SEQUENCE = re.compile(r"/([0-9]{12})-[^/]+\Z")
 
 
 class PointRef(msgspec.Struct, frozen=True, rename="camel"):
@@ -184,6 +186,23 @@ async def list_points(vault: Vault) -> AsyncIterator[str]:
     """Yield the names of all manifests (and of what was cancelled) of the namespace, in no promised order."""
     async for found in vault.store.list(vault.names.points):
         yield found.key
+
+
+def sequence_in(key: str) -> int:
+    """Return a point's number in its lineage from its manifest's name; 0 when that is none of ours."""
+    match = _SEQUENCE.search(key)
+    return int(match.group(1)) if match else 0
+
+
+def next_sequence(keys: Iterable[str], authentic: int) -> int:
+    """Return the number of a lineage's next point: after those in its names (`keys`), as far as these can be true.
+
+    `authentic` is the highest number known from elsewhere than a name. A name is no proof: who may write into the store
+    could put 999999999999 there, and no number would be left. So only such numbers count that one point after the
+    other could have come to.
+    """
+    numbers = [sequence_in(key) for key in keys]
+    return 1 + max([authentic, *(number for number in numbers if number <= authentic + len(numbers))])
 
 
 async def list_lineage(vault: Vault, lineage: str) -> list[str]:

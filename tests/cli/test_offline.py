@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,43 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, person: Person, volum
         assert said in err
         assert err.count("\n") == 1
     assert target.read_bytes() == b"keep me"
+
+
+def test_changed_ranges_without_the_point_they_count_from_are_refused(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    # given a point, and a list of what changed since
+    person.copies(volume.path, "--create")
+    changed = tmp_path / "changed"
+    changed.write_text(f"0 {CHUNK}\n")
+    # when the list is given without the point, then no point is made: all else would be zeros in it
+    code, _, err = person.types("copy", str(volume.path), "--extents", str(changed))
+    assert code == 2
+    assert "--extents needs --base" in err
+    assert len(json.loads(person.types("restore", "--list", "-o", "json")[1])) == 1
+
+
+def test_a_volume_whose_name_is_no_text_is_backed_up_and_listed(tmp_path: Path, person: Person) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/a\xff\nb"))
+    path.write_bytes(b"content")
+    first, again = person.copies(path, "--create"), person.copies(path)
+    assert again["stats"]["chunksReused"] == 1
+    _, listed, _ = person.types("restore", "--list", "-o", "json")
+    assert [one["pvc"] for one in json.loads(listed)] == ["a\\xff\nb"] * 2
+    assert person.types("restore", "--point", first["point"], "--to", str(tmp_path / "back"))[0] == 0
+    assert (tmp_path / "back").read_bytes() == b"content"
+
+
+def test_a_number_that_a_stranger_put_at_a_points_name_leaves_numbers_for_the_next_points(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    # given a point, and beside it a name with the last number that there is, from somebody without the key
+    made = person.copies(volume.path, "--create")
+    there = tmp_path / "repository" / made["manifest"]
+    (there.parent / f"{10**12 - 1}-{made['point']}").write_bytes(b"mine")
+    # when the volume is backed up, then the point counts on from what is true
+    numbers = [person.copies(volume.path)["manifest"].rpartition("/")[2].partition("-")[0] for _ in range(2)]
+    assert numbers == ["000000000002", "000000000003"]
 
 
 def test_another_key_and_a_foreign_directory_are_refused_and_nothing_is_written(

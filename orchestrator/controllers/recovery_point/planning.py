@@ -26,7 +26,16 @@ from orchestrator.errors import MESSAGE_LIMIT, Terminal
 from orchestrator.repository.damage import check_base
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
-from orchestrator.repository.manifest import Manifest, MapRoot, PointRecord, PointRef, list_lineage, open_manifest
+from orchestrator.repository.manifest import (
+    Manifest,
+    MapRoot,
+    PointRecord,
+    PointRef,
+    list_lineage,
+    next_sequence,
+    open_manifest,
+    sequence_in,
+)
 from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.plan import Plan, open_plan, put_plan
 from orchestrator.repository.vault import Vault
@@ -75,7 +84,10 @@ async def choose(work: Work, seen: RecoveryPointSeen) -> None:
     async with work.vault(create=True) as (_, vault):
         keys = await list_lineage(vault, lineage_of(status.driver, status.volume_handle))
         choice, found = await _choose(work, seen, vault, keys)
-    sequence = _next_sequence(seen, keys)
+    known = [p.status.sequence for p in seen.siblings] + [
+        earlier.manifest.record.sequence for earlier in found.values()
+    ]
+    sequence = next_sequence(keys, max(known, default=0))
     expected = choice.reason in _EXPECTED
     base = None
     if choice.base is not None and choice.mode == "delta":
@@ -93,18 +105,6 @@ async def choose(work: Work, seen: RecoveryPointSeen) -> None:
         ladder.tell(work, choice.reason, f"No delta: {choice.sentence}.")
 
 
-def sequence_of(manifest_key: str) -> int:
-    """Return the sequence number in a manifest's name."""
-    text = manifest_key.rsplit("/", 1)[-1].split("-", 1)[0]
-    return int(text) if text.isdecimal() else 0
-
-
-def _next_sequence(seen: RecoveryPointSeen, keys: list[str]) -> int:
-    """Return the number after the highest of the volume's points, known here or found in the repository."""
-    highest = max((sequence_of(key) for key in keys), default=0)
-    return max(highest, *(p.status.sequence for p in seen.siblings), 0) + 1
-
-
 async def _choose(
     work: Work, seen: RecoveryPointSeen, vault: Vault, keys: list[str]
 ) -> tuple[lineage.Choice, dict[str, Earlier]]:
@@ -120,7 +120,7 @@ async def _choose(
         force_full=work.point.spec.full,
     )
     records = {p.status.manifest.key: p for p in seen.siblings if p.status.manifest is not None}
-    newest = sorted(keys, key=sequence_of, reverse=True)
+    newest = sorted(keys, key=sequence_in, reverse=True)
     wanted = newest[:LOOK_BACK]
     wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
     found: dict[str, Earlier] = {}
@@ -171,7 +171,7 @@ def _unreadable(work: Work, key: str) -> lineage.Candidate:
     assert work.status.snapshot_time is not None
     return lineage.Candidate(
         id=key,
-        sequence=sequence_of(key),
+        sequence=sequence_in(key),
         time=work.status.snapshot_time,
         driver=work.status.driver,
         volume_handle=work.status.volume_handle,
