@@ -57,3 +57,10 @@ class Throttle:
             return 0.0
         self._wait(start - now)
         return start - now
+
+
+def pace_of(bytes_per_s: float | None, operations_per_s: float | None = None) -> Callable[[int], float] | None:
+    """Return what tells a reader on the event loop how many seconds to wait before so many bytes; None: no limit."""
+    if bytes_per_s is None and operations_per_s is None:
+        return None
+    return Throttle(bytes_per_s, operations_per_s, wait=lambda _seconds: None).take

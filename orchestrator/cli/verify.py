@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from orchestrator.cli.parts.errors import DamageFound
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
-from orchestrator.cli.parts.output import progress_bar, size, write_json
+from orchestrator.cli.parts.output import peak_memory, progress_bar, size, write_json
 
 if TYPE_CHECKING:
     from orchestrator.repository.vault import Vault
@@ -27,6 +28,7 @@ def verify(
     point: Annotated[str | None, typer.Option(metavar="ID", help="Only this point.")] = None,
     expect: Annotated[str | None, typer.Option(metavar="DIGEST", help="That point's digest, kept elsewhere.")] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Read at most so much per second.")] = None,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Write down what is damaged.")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE|-", help="Write the findings there.")
@@ -37,7 +39,7 @@ def verify(
     if expect is not None and point is None:
         raise typer.BadParameter("--expect needs --point", param_hint="--expect")
     depth: Any = "full" if full or sample >= 1 else sample or "quick"
-    reports = asyncio.run(_verify(url, key_file, options, namespace, point, expect, depth, record))
+    reports = asyncio.run(_verify(url, key_file, options, namespace, point, expect, depth, record, limit))
     if json_file is not None:
         write_json(json_file, reports)
     findings = [finding for report in reports for finding in report["findings"]]
@@ -49,8 +51,9 @@ def verify(
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
     if str(json_file) != "-":
-        totals = [sum(report[name] for report in reports) for name in ("points", "pages", "chunks", "bytesRead")]
-        print(f"Sound: {totals[0]} points, {totals[1]} map pages, {totals[2]} chunks, {size(totals[3])} read.")
+        counted = ("points", "pages", "chunks", "bytesRead", "seconds")
+        points, pages, chunks, read, seconds = (sum(report[name] for report in reports) for name in counted)
+        print(f"Sound: {points} points, {pages} map pages, {chunks} chunks, {size(read)} read in {seconds:.2f} s.")
 
 
 def _sentence(namespace: str, point: dict[str, Any]) -> str:
@@ -70,9 +73,11 @@ async def _verify(
     expect: str | None,
     depth: Any,
     record: bool,
+    limit: int | None,
 ) -> list[dict[str, Any]]:
     import msgspec
 
+    from orchestrator.blocks.throttle import pace_of
     from orchestrator.cli.parts.points import one_point, vaults
     from orchestrator.repository.verify import verify as prove
 
@@ -90,6 +95,8 @@ async def _verify(
         else:
             chosen = [(vault, None) for vault in await vaults(opened, namespace)]
         for vault, points in chosen:
-            report = await prove(vault, depth=depth, points=points, progress=note, record=record)
-            reports.append({"namespace": vault.namespace.name, **msgspec.to_builtins(report)})
+            started = time.perf_counter()
+            report = await prove(vault, depth=depth, points=points, progress=note, record=record, pace=pace_of(limit))
+            figures = {"seconds": round(time.perf_counter() - started, 4), "peakMemory": peak_memory()}
+            reports.append({"namespace": vault.namespace.name, **msgspec.to_builtins(report), **figures})
     return reports

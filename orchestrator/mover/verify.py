@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.api.mover import MoverConfig, MoverOutcome, Progress
+from orchestrator.blocks.throttle import pace_of
 from orchestrator.clock import SystemClock
 from orchestrator.mover.arguments import Arguments
 from orchestrator.mover.report import Reporter, log
@@ -26,7 +27,8 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
     clock = SystemClock()
     begun = clock.now()
     async with opened_vault(config) as vault:
-        report = await verify(vault, depth=depth, turn=config.turn, progress=note, clock=clock)
+        pace = pace_of(config.bandwidth_limit, config.iops_limit)
+        report = await verify(vault, depth=depth, turn=config.turn, progress=note, clock=clock, pace=pace)
         if config.run:
             result = result_of(report, begun=begun, ended=clock.now(), share=config.sample)
             await put_result(vault, config.run, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import zlib
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 from orchestrator.repository.crypto import Bytes
@@ -18,8 +18,10 @@ from orchestrator.repository.relocation import open_relocation
 from orchestrator.repository.vault import Vault
 
 READ_BYTES = 16 * 1024 * 1024
-WHOLE_LIMIT = 128 * 1024 * 1024
+WHOLE_LIMIT = 64 * 1024 * 1024
 """A longer pack (none of ours is) is checked chunk by chunk, to bound memory."""
+Pace = Callable[[int], float]
+"""Told how many bytes are read next, says for how many seconds to wait before."""
 
 
 class PackCheck(NamedTuple):
@@ -63,13 +65,19 @@ class Sample:
 
 
 class PackChecker:
-    """Checks one pack at a time."""
+    """Checks packs; several checks may be under way at once."""
 
-    def __init__(self, vault: Vault, sample: Sample, chunk_limit: int) -> None:
-        self._vault, self._sample = vault, sample
+    def __init__(self, vault: Vault, sample: Sample, chunk_limit: int, pace: Pace | None = None) -> None:
+        self._vault, self._sample, self._pace = vault, sample, pace
         self._reader = PackReader(vault, chunk_limit)
         self.targets: set[ObjectRef] = set()
         """Packs that moved chunks went to, where every byte is to be read: `check_target` reads what no map names."""
+
+    def weight(self, size: int | None) -> int:
+        """Return the most bytes of a pack that `check` has in memory at once. `size` as there."""
+        if self._sample.share <= 0:
+            return 0  # what is on record as damaged is read all the same: few chunks
+        return size if self._sample.share >= 1 and size is not None and size <= WHOLE_LIMIT else READ_BYTES
 
     async def check(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> PackCheck:
         """Check what maps name in a pack. `size` is as listed, None when the pack isn't there."""
@@ -101,11 +109,15 @@ class PackChecker:
 
     async def check_target(self, ref: ObjectRef) -> PackCheck:
         """Check header, footer, padding and every chunk of a pack that compaction wrote."""
+        name = self._vault.names.pack(ref)
+        info = await self._vault.store.head(name)
         try:
-            data = await self._vault.store.get(self._vault.names.pack(ref))
+            if info is None:
+                raise ObjectMissing(name)
+            what = await asyncio.to_thread(self._rest, ref, await self._read(name, info.size))
+            return PackCheck(await self._again(ref, info.size) if what else "", bytes_read=info.size)
         except ObjectMissing:
             return PackCheck()  # chunks that live in it were found missing already
-        return PackCheck(await asyncio.to_thread(self._rest, ref, data), bytes_read=len(data))
 
     def _taken(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if self._sample.takes(entry)]
@@ -127,6 +139,7 @@ class PackChecker:
 
     async def _slice(self, entries: Sequence[Entry]) -> list[tuple[int, str]]:
         """Return (slot, what) of the chunks that don't open; each of them was read twice."""
+        await self.wait(sum(entry.length for entry in entries))
         try:
             sealed = await self._reader.fetch(entries[0].pack, entries)
         except (Damaged, ObjectMissing, UnsupportedFormat) as error:
@@ -137,7 +150,7 @@ class PackChecker:
             try:
                 await self._reader.read(entry)
             except (Damaged, ObjectMissing, UnsupportedFormat) as error:
-                failed.append((entry.slot, error.what if isinstance(error, Damaged) else str(error)))
+                failed.append((entry.slot, str(error) if isinstance(error, ObjectMissing) else error.what))
         return failed
 
     def _open_all(self, sealed: Sequence[Sealed]) -> list[Entry]:
@@ -151,8 +164,7 @@ class PackChecker:
 
     async def _whole(self, ref: ObjectRef, entries: Sequence[Entry], size: int) -> PackCheck:
         """Read every byte of a pack: chunks that maps name, header, footer, other chunks and padding."""
-        name = self._vault.names.pack(ref)
-        data = await self._vault.store.get(name)
+        data = await self._read(self._vault.names.pack(ref), size)
         cipher = self._vault.cipher_for(Kind.PACK, ref, entries[0].slot, _frame(data, entries[0]))
         sealed = [Sealed(entry, cipher, entry.slot, _frame(data, entry)) for entry in entries]
         doubtful = await asyncio.to_thread(self._open_all, sealed)
@@ -160,10 +172,28 @@ class PackChecker:
             checked = await self._chunks(doubtful)
             if checked.slots:
                 return checked._replace(bytes_read=size, chunks=len(entries))
-        what = await asyncio.to_thread(self._rest, ref, data, set(entries))
+        what = await asyncio.to_thread(self._rest, ref, data, set(entries) - set(doubtful))
+        if what:
+            del data, sealed  # what is read again takes their place
+            what = await self._again(ref, size)
         return PackCheck(what, bytes_read=size, chunks=len(entries))
 
-    def _rest(self, ref: ObjectRef, data: bytes, opened: Set[Entry] = frozenset()) -> str:
+    async def _again(self, ref: ObjectRef, size: int) -> str:
+        """Read a pack once more; return what is wrong with it then too: a read cut short is no damage."""
+        return await asyncio.to_thread(self._rest, ref, await self._read(self._vault.names.pack(ref), size))
+
+    async def _read(self, name: str, size: int) -> Bytes:
+        """Return a whole pack. As a range, which stores don't copy."""
+        await self.wait(size)
+        (data,) = await self._vault.store.get_ranges(name, [(0, size)])
+        return memoryview(data)
+
+    async def wait(self, size: int) -> None:
+        """Wait until so many bytes may be read."""
+        if self._pace is not None:
+            await asyncio.sleep(self._pace(size))
+
+    def _rest(self, ref: ObjectRef, data: Bytes, opened: Set[Entry] = frozenset()) -> str:
         """Check what no map names, and so wasn't `opened` yet; return what is wrong."""
         name = self._vault.names.pack(ref)
         try:
@@ -182,12 +212,10 @@ class PackChecker:
             footer = TRAILER.unpack_from(data, len(data) - TRAILER.size)[0] * SLOT_UNIT
             if any(data[end:footer]):
                 raise Damaged(name, "the padding before its footer is not zero")
-        except Damaged as error:
+        except (Damaged, UnsupportedFormat) as error:
             return error.what
-        except UnsupportedFormat as error:
-            return str(error)
         return ""
 
 
-def _frame(data: Bytes, entry: Entry) -> bytes:
-    return bytes(data[entry.slot * SLOT_UNIT : entry.slot * SLOT_UNIT + entry.length])
+def _frame(data: Bytes, entry: Entry) -> Bytes:
+    return data[entry.slot * SLOT_UNIT : entry.slot * SLOT_UNIT + entry.length]

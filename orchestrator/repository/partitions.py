@@ -19,8 +19,9 @@ class Partitions:
     def __init__(self, folder: Path, name: str, size: int, key: int) -> None:
         self._folder, self._name, self._size, self._key = folder, name, size, key
         self._buffers = [bytearray() for _ in range(COUNT)]
-        self._flushed: set[int] = set()
-        """Files that exist: a small set touches no disk."""
+        self._paths = [folder / f"{name}-{number:02d}" for number in range(COUNT)]
+        self._on_disk = [0] * COUNT
+        """Bytes of each file; a small set touches no disk."""
         self.count = 0
 
     def add(self, record: bytes) -> None:
@@ -42,8 +43,8 @@ class Partitions:
 
     def blocks(self, number: int, limit: int = 4 * 1024 * 1024) -> Iterator[bytes]:
         """Yield the records of one file, many at once."""
-        if number in self._flushed:
-            with self._path(number).open("rb") as file:
+        if self._on_disk[number]:
+            with self._paths[number].open("rb") as file:
                 while block := file.read(limit // self._size * self._size):
                     yield block
         if self._buffers[number]:
@@ -51,40 +52,50 @@ class Partitions:
 
     def length(self, number: int) -> int:
         """Return how many bytes of records one file has."""
-        on_disk = self._path(number).stat().st_size if number in self._flushed else 0
-        return on_disk + len(self._buffers[number])
+        return self._on_disk[number] + len(self._buffers[number])
 
     def replace(self, number: int, blocks: Iterable[bytes]) -> None:
         """Put other records in the place of one file's; `blocks` may be made from reading it."""
-        fresh = self._path(number).with_suffix(".new")
+        fresh, size = self._paths[number].with_suffix(".new"), 0
         with fresh.open("wb") as file:
             for block in blocks:
-                file.write(block)
+                size += file.write(block)
         self._buffers[number].clear()
-        fresh.replace(self._path(number))
-        self._flushed.add(number)
+        fresh.replace(self._paths[number])
+        self._on_disk[number] = size
 
     def records(self, number: int) -> Iterator[bytes]:
         """Yield the records of one file, duplicates included. Adding to it meanwhile isn't allowed."""
-        if number in self._flushed:
-            with self._path(number).open("rb") as file:
+        if self._on_disk[number]:
+            with self._paths[number].open("rb") as file:
                 while block := file.read(self._size * 4096):
                     yield from (block[at : at + self._size] for at in range(0, len(block), self._size))
         buffer = bytes(self._buffers[number])
         yield from (buffer[at : at + self._size] for at in range(0, len(buffer), self._size))
 
+    def slices(self, number: int, limit: int) -> Iterator[Iterator[bytes]]:
+        """Yield the records of one file in slices of about `limit` bytes at most, duplicates always in the same one.
+
+        A longer file is spread over files again, by the byte after the one that chose it.
+        """
+        if self.length(number) <= limit or self._key + 1 >= self._size:
+            yield self.records(number)
+            return
+        deeper = Partitions(self._folder, f"{self._name}-{number:02d}", self._size, self._key + 1)
+        for record in self.records(number):
+            deeper.add(record)
+        for below in range(COUNT):
+            yield from deeper.slices(below, limit)
+            deeper.drop(below)
+
     def drop(self, number: int) -> None:
         """Forget the records of one file."""
         self._buffers[number].clear()
-        if number in self._flushed:
-            self._flushed.remove(number)
-            self._path(number).unlink(missing_ok=True)
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{self._name}-{number:02d}"
+        if self._on_disk[number]:
+            self._on_disk[number] = 0
+            self._paths[number].unlink(missing_ok=True)
 
     def _flush(self, number: int) -> None:
-        with self._path(number).open("ab") as file:
-            file.write(self._buffers[number])
-        self._flushed.add(number)
+        with self._paths[number].open("ab") as file:
+            self._on_disk[number] += file.write(self._buffers[number])
         self._buffers[number].clear()

@@ -6,13 +6,15 @@ must never happen here: a damaged chunk passed over, or a store that didn't answ
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -22,19 +24,37 @@ from orchestrator.repository.damage import load_damage
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.layout import CHUNK_SIZES, SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.manifest import list_points, open_manifest
+from orchestrator.repository.mapobject import TARGET
 from orchestrator.repository.marking import Marking
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
-from orchestrator.repository.packcheck import PackCheck, PackChecker, Sample
+from orchestrator.repository.packcheck import WHOLE_LIMIT, Pace, PackCheck, PackChecker, Sample
 from orchestrator.repository.page import Inner, Leaf, Ref
 from orchestrator.repository.papers import damaged_papers
+from orchestrator.repository.parallel import Window, in_order
 from orchestrator.repository.partitions import COUNT, Partitions
 from orchestrator.repository.vault import Vault
 
+WINDOW = Window(calls=8, weight=112 * 1024 * 1024)
+"""Packs that are looked at at once: two of the usual size, or more of smaller ones."""
+SLICE_BYTES = 24 * 1024 * 1024
+"""Of records that are sorted in memory at once; as objects they take some five times as much."""
 Depth = Literal["quick", "full"] | float
 _CHUNK = struct.Struct("<32sII32s")
 _LISTED = struct.Struct("<32sQ")
 _SPAN = struct.Struct("<32sII")
 """Map object, slot and sealed length of a page."""
+
+
+class _Looked(NamedTuple):
+    """What came of one object."""
+
+    kind: Literal["pack", "map"]
+    ref: ObjectRef
+    found: PackCheck
+    hurts: bool
+
+
+Call = tuple[int, Callable[[], Coroutine[Any, Any, _Looked]]]
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -63,24 +83,27 @@ async def verify(
     progress: Callable[[int, int], None] | None = None,
     record: bool = True,
     clock: Clock | None = None,
+    pace: Pace | None = None,
+    window: Window = WINDOW,
 ) -> VerifyReport:
     """Check points (all, or manifest name -> expected digest or ""), and write down what is damaged.
 
     `depth`: quick = manifests, every map page, presence and size of packs; a share between 0 and 1 = also that share
     of the chunks, taken at random or, with `turn`, so that turns one after the other take each chunk once in 1/share
     runs; full = every byte, and the documents of writers and of maintenance. Chunks on record as damaged are read at
-    every depth: what isn't found again has healed. `progress` gets packs done and in all. Raises the store's Retryable
-    errors.
+    every depth: what isn't found again has healed. `progress` gets packs done and in all; `pace` limits how fast packs
+    are read, `window` how much of them at once. Findings come in an order of their own, whichever pack answers first. Memory stays bounded. Cancelling
+    stops in bounded time. Raises the store's Retryable errors.
     """
     share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
     if not 0 <= share <= 1:
         raise ValueError(f"a depth of {share} isn't between 0 and 1")
     known = await load_damage(vault)
     with tempfile.TemporaryDirectory(prefix="tidemark-verify-") as name:
-        run = _Verification(vault, Path(name), Sample(share, turn, known), progress)
+        run = _Verification(vault, Path(name), Sample(share, turn, known), progress, pace)
         await run.roots(points)
         await run.pages()
-        await run.packs()
+        await run.packs(window)
     findings, lost = list(run.findings), Counter[str]()
     if share >= 1 and points is None:
         findings += [Finding(key=name, what=what) async for name, what in damaged_papers(vault)]
@@ -102,8 +125,16 @@ async def verify(
 class _Verification:
     """One run's state: what was found, and the files that keep memory bounded."""
 
-    def __init__(self, vault: Vault, folder: Path, sample: Sample, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        folder: Path,
+        sample: Sample,
+        progress: Callable[[int, int], None] | None,
+        pace: Pace | None,
+    ) -> None:
         self._vault, self._sample, self._progress = vault, sample, progress
+        self._checker = PackChecker(vault, sample, max(CHUNK_SIZES), pace)
         self.marking = Marking(vault, folder)
         self._uses = Partitions(folder, "uses", _CHUNK.size, 16)
         self._listed = Partitions(folder, "sizes", _LISTED.size, 16)
@@ -112,7 +143,7 @@ class _Verification:
         self.findings: list[Finding] = []
         self.bad: list[Bad] = []
         self.chunks = self.bytes_read = 0
-        self._total = 0
+        self._done = self._total = 0
 
     async def roots(self, points: Mapping[str, str] | None) -> None:
         """Open manifests; one that is missing, altered or of another digest is a finding."""
@@ -126,7 +157,7 @@ class _Verification:
                     self.findings.append(Finding(key=key, what=str(error), points=(key,)))
                 continue
             except (Damaged, UnsupportedFormat, ValueError) as error:
-                what = error.what if isinstance(error, Damaged) else str(error)
+                what = str(error) if isinstance(error, ValueError) else error.what
                 self.findings.append(Finding(key=key, what=what, points=(key,)))
                 continue
             record = manifest.record
@@ -176,36 +207,53 @@ class _Verification:
                 return
         self.bad.append(Bad(kind, ref, what, slots, hurts))
 
-    async def packs(self) -> None:
+    async def packs(self, window: Window) -> None:
         """Check every pack that a page names; `full` reads map objects as a whole too."""
-        checker = PackChecker(self._vault, self._sample, max(CHUNK_SIZES))
-        done = 0
+        await in_order(self._calls(), window, self._take)
+        await in_order(self._targets(), window, self._take)
+
+    async def _calls(self) -> AsyncGenerator[Call, None]:
         for number in range(COUNT):
             sizes: dict[bytes, int] = dict(map(_LISTED.unpack, self._listed.records(number)))
-            for ref, entries in _by_pack(self._uses, number):
-                checked = await checker.check(ref, entries, sizes.get(ref.to_bytes()))
-                self._count(ref, checked)
-                done += 1
-                if self._progress is not None:
-                    self._progress(done, max(done, self._total))
+            for records in self._uses.slices(number, SLICE_BYTES):
+                for ref, entries in _by_pack(await asyncio.to_thread(_distinct, records)):
+                    size = sizes.get(ref.to_bytes())
+                    yield self._checker.weight(size), partial(self._pack, ref, entries, size)
             if self._sample.share >= 1:
-                for raw, spans in groupby(sorted(set(self._spans.records(number))), key=lambda record: record[:32]):
-                    await self._map_rest(ObjectRef.parse(raw), [_SPAN.unpack(record)[1:] for record in spans])
-        for ref in sorted(checker.targets):
-            self._count(ref, await checker.check_target(ref))
+                for records in self._spans.slices(number, SLICE_BYTES):
+                    for raw, spans in groupby(await asyncio.to_thread(_distinct, records), key=_object):
+                        places = [_SPAN.unpack(record)[1:] for record in spans]
+                        yield TARGET, partial(self._map_rest, ObjectRef.parse(raw), places)
 
-    def _count(self, ref: ObjectRef, checked: PackCheck) -> None:
-        self.chunks += checked.chunks
-        self.bytes_read += checked.bytes_read
-        if checked.what:
-            self._note("pack", ref, checked.what, set(checked.slots), bool(checked.slots) or checked.whole)
+    async def _targets(self) -> AsyncGenerator[Call, None]:
+        for ref in sorted(self._checker.targets):
+            yield WHOLE_LIMIT, partial(self._target, ref)
 
-    async def _map_rest(self, ref: ObjectRef, spans: Sequence[tuple[int, int]]) -> None:
+    async def _pack(self, ref: ObjectRef, entries: Sequence[Entry], size: int | None) -> _Looked:
+        checked = await self._checker.check(ref, entries, size)
+        return _Looked("pack", ref, checked, bool(checked.slots) or checked.whole)
+
+    async def _target(self, ref: ObjectRef) -> _Looked:
+        return _Looked("pack", ref, await self._checker.check_target(ref), hurts=False)
+
+    def _take(self, looked: _Looked) -> None:
+        """Note what came of one object; called in an order that doesn't hang on which of them was faster."""
+        found = looked.found
+        if looked.kind == "pack":
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, self._total))
+        self.chunks += found.chunks
+        self.bytes_read += found.bytes_read
+        if found.what:
+            self._note(looked.kind, looked.ref, found.what, set(found.slots), looked.hurts)
+
+    async def _map_rest(self, ref: ObjectRef, spans: Sequence[tuple[int, int]]) -> _Looked:
         """Check what readers don't need of a map object, its header and what fills up its pages' last slots.
 
         `spans`: slot and sealed length of its pages. Altered, it is damage all the same.
         """
-        name = self._vault.names.map(ref)
+        name, what = self._vault.names.map(ref), ""
         try:
             data = await self._vault.store.get(name)
             if self._vault.cipher(Kind.MAP, name, data).header[16:32] != ref.random:
@@ -215,15 +263,24 @@ class _Verification:
                 if any(data[end : end + -length % SLOT_UNIT]):
                     raise Damaged(name, f"there is something between the page at slot {slot} and the next")
         except ObjectMissing:
-            return  # its pages were read a moment ago: the points that needed it were removed since
+            pass  # its pages were read a moment ago: the points that needed it were removed since
         except (Damaged, UnsupportedFormat) as error:
-            self._note("map", ref, error.what if isinstance(error, Damaged) else str(error), set(), hurts=False)
+            what = error.what
+        return _Looked("map", ref, PackCheck(what), hurts=False)
 
 
-def _by_pack(uses: Partitions, number: int) -> Iterator[tuple[ObjectRef, list[Entry]]]:
-    """Yield the distinct chunks of one file, pack by pack, by slot."""
+def _object(record: bytes) -> bytes:
+    return record[:32]
+
+
+def _distinct(records: Iterable[bytes]) -> list[bytes]:
+    return sorted(set(records))
+
+
+def _by_pack(records: Iterable[bytes]) -> Iterator[tuple[ObjectRef, list[Entry]]]:
+    """Yield distinct chunks, sorted, pack by pack, by slot."""
     pack, entries = b"", list[Entry]()
-    for record in sorted(set(uses.records(number))):
+    for record in records:
         raw, slot, packed, chunk_id = _CHUNK.unpack(record)
         if raw != pack and entries:
             yield ObjectRef.parse(pack), entries

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -11,14 +13,16 @@ import pytest
 from orchestrator.fence import OpenFence
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import check_base, load_damage
-from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
+from orchestrator.repository.errors import Damaged, ObjectMissing, StoreUnavailable, UnsupportedFormat
 from orchestrator.repository.manifest import PointRef, open_manifest
+from orchestrator.repository.parallel import Window
 from orchestrator.repository.point import remove
-from orchestrator.repository.store import CountingStore
+from orchestrator.repository.store import CountingStore, Store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verified import forget_results, open_result, put_result, result_of
 from orchestrator.repository.verify import verify
 from tests.repository.engine import START, backup, restore
+from tests.repository.faults import Fault, FaultyStore
 
 SIZE = 1024
 
@@ -284,3 +288,137 @@ async def test_finding_whom_damage_hurts_reads_what_points_share_once(vault: Vau
     assert [point.chunks for point in report.hurt] == [1100 - n for n in range(21)]
     # manifests twice, one page each with what is of one object joined, and the two leaves that all of them share once
     assert counting.requests["get"] <= 2 * 21 + 2 * 21 + 10
+
+
+class _Whims(FaultyStore):
+    """A store that answers reads of packs in an order of its own, and notes how many are under way."""
+
+    def __init__(self, inner: Store, seed: int) -> None:
+        super().__init__(inner)
+        self.rng = random.Random(seed)
+        self.under_way = self.most = self.bytes = self.most_bytes = 0
+
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if "/packs/" not in key:
+            return await super().get_ranges(key, ranges)
+        size = sum(length for _, length in ranges)
+        self.under_way, self.bytes = self.under_way + 1, self.bytes + size
+        self.most, self.most_bytes = max(self.most, self.under_way), max(self.most_bytes, self.bytes)
+        for _ in range(self.rng.randrange(60)):
+            await asyncio.sleep(0)
+        try:
+            return await super().get_ranges(key, ranges)
+        finally:
+            self.under_way, self.bytes = self.under_way - 1, self.bytes - size
+
+
+async def _many_packs(vault: Vault) -> list[str]:
+    """Make a point in many packs; return their names."""
+    await backup(vault, _volume(9, chunks=400), sequence=1, chunk_size=SIZE, pack_size=20 * SIZE)
+    names = await _names(vault, vault.names.packs)
+    assert len(names) > 20
+    return names
+
+
+async def test_packs_are_read_side_by_side_and_the_findings_do_not_hang_on_who_answers_first(vault: Vault) -> None:
+    # given many packs, some of them damaged, one gone
+    names = await _many_packs(vault)
+    for name in names[::4]:
+        await _flip(vault, name, 200)
+    await vault.store.delete(names[1])
+    # when they are verified by stores that answer in any order
+    seen, most = [], 0
+    for seed in range(3):
+        told: list[int] = []
+        whims = _Whims(vault.store, seed)
+        report = await verify(
+            dataclasses.replace(vault, store=whims),
+            depth="full",
+            record=False,
+            progress=lambda done, _total, told=told: told.append(done),  # type: ignore[misc]
+        )
+        seen.append(msgspec.json.encode(report))
+        most = max(most, whims.most)
+        assert told == list(range(1, len(names) + 1))
+    # then they say the same, down to the order
+    assert len(set(seen)) == 1
+    assert len(report.findings) == len(names[::4]) + 1
+    assert most > 1
+
+
+async def test_how_much_of_packs_is_read_at_once_is_bounded(vault: Vault) -> None:
+    await _many_packs(vault)
+    whims = _Whims(vault.store, 1)
+    # the real bound is two packs of the usual size; these are small
+    window = Window(calls=8, weight=70 * SIZE)
+    assert (await verify(dataclasses.replace(vault, store=whims), depth="full", window=window)).ok
+    assert 40 * SIZE < whims.most_bytes <= 70 * SIZE
+
+
+async def test_every_byte_of_a_pack_is_announced_before_it_is_read(vault: Vault) -> None:
+    """Without this a limit of bandwidth would not hold."""
+    await _many_packs(vault)
+    for depth in ("full", 0.5):
+        announced: list[int] = []
+
+        def pace(size: int, announced: list[int] = announced) -> float:
+            announced.append(size)
+            return 0.0
+
+        report = await verify(vault, depth=depth, pace=pace)  # type: ignore[arg-type]
+        assert sum(announced) == report.bytes_read > 0
+
+
+async def test_a_read_that_was_cut_short_once_is_no_damage(vault: Vault) -> None:
+    names = await _many_packs(vault)
+    short = {names[3], names[9]}
+
+    def script(_number: int, verb: str, key: str) -> Fault | None:
+        if verb == "get" and key in short:
+            short.remove(key)
+            return Fault.SHORT
+        return None
+
+    report = await verify(dataclasses.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
+    assert report.ok, report
+    assert not short
+
+
+async def test_a_verification_that_is_cancelled_leaves_no_read_behind(vault: Vault) -> None:
+    # given a store that never answers
+    await _many_packs(vault)
+    reading = asyncio.Event()
+    left: list[str] = []
+
+    class Silent(FaultyStore):
+        async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+            if "/packs/" not in key:
+                return await super().get_ranges(key, ranges)
+            left.append(key)
+            reading.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.remove(key)
+            return []
+
+    # when its verification is cancelled
+    run = asyncio.create_task(verify(dataclasses.replace(vault, store=Silent(vault.store)), depth="full"))
+    async with asyncio.timeout(60):
+        await reading.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    # then nothing of it goes on
+    assert left == []
+
+
+async def test_a_store_that_does_not_answer_is_no_damage(vault: Vault) -> None:
+    names = await _many_packs(vault)
+
+    def script(_number: int, verb: str, key: str) -> Fault | None:
+        return Fault.ERROR if verb == "get" and key == names[7] else None
+
+    with pytest.raises(StoreUnavailable):
+        await verify(dataclasses.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
+    assert await _names(vault, vault.names.damaged) == []
