@@ -92,8 +92,8 @@ async def verify(
     of the chunks, taken at random or, with `turn`, so that turns one after the other take each chunk once in 1/share
     runs; full = every byte, and the documents of writers and of maintenance. Chunks on record as damaged are read at
     every depth: what isn't found again has healed. `progress` gets packs done and in all; `pace` limits how fast packs
-    are read, `window` how much of them at once. Findings come in an order of their own, whichever pack answers first. Memory stays bounded. Cancelling
-    stops in bounded time. Raises the store's Retryable errors.
+    are read, `window` how much of them at once. Findings come in an order of their own, whichever pack answers first.
+    Memory stays bounded, cancelling stops in bounded time. Raises the store's Retryable errors.
     """
     share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
     if not 0 <= share <= 1:
