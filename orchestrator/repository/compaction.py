@@ -23,9 +23,9 @@ from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFo
 from orchestrator.repository.following import Following
 from orchestrator.repository.intent import Intent
 from orchestrator.repository.layout import PACK_TARGET, SLOT_UNIT, Kind, ObjectRef
-from orchestrator.repository.liveness import length_of, slot_of
+from orchestrator.repository.liveness import LENGTH_SHIFT, length_of, slot_of
 from orchestrator.repository.moves import Promise, commit_compaction, put_moves, settle
-from orchestrator.repository.pack import FooterEntry, PackBuilder, open_footer, read_footer, slots_of
+from orchestrator.repository.pack import LENGTH_MASK, FooterEntry, PackBuilder, open_footer, read_footer
 from orchestrator.repository.partitions import COUNT
 from orchestrator.repository.record import seal_record
 from orchestrator.repository.relocation import Moves, open_relocation
@@ -112,14 +112,17 @@ def _union(
 def _choice(
     raw: bytes, size: int, places: Words, named: set[bytes], sources: dict[bytes, list[tuple[ObjectRef, int]]]
 ) -> Choice | None:
-    words: list[int] = places.tolist()
-    if sum(slots_of(length_of(word)) for word in words) * SLOT_UNIT * 2 >= size:
+    import numpy as np
+
+    lengths = places >> np.uint64(LENGTH_SHIFT) & np.uint64(LENGTH_MASK)
+    alive = int((-(-lengths.astype(np.int64) // SLOT_UNIT)).sum()) * SLOT_UNIT
+    if alive * 2 >= size:
         return None
     pack = ObjectRef.parse(raw)
     own = ((pack, 0),) if raw in named else ()
-    return Choice(
-        pack, size, b"".join(word.to_bytes(_PLACE, "little") for word in words), (*own, *sources.get(raw, ()))
-    )
+    # The low six bytes of each word say it all.
+    kept = np.ascontiguousarray(places).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :_PLACE].tobytes()
+    return Choice(pack, size, kept, (*own, *sources.get(raw, ())))
 
 
 async def compact(

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.repository.chunkmap import PageReader
 from orchestrator.repository.errors import Damaged, ObjectMissing
-from orchestrator.repository.layout import ObjectRef
+from orchestrator.repository.layout import SLOT_UNIT, ObjectRef
 from orchestrator.repository.manifest import MapRoot
 from orchestrator.repository.page import Inner, Leaf, Ref
 from orchestrator.repository.partitions import COUNT, Partitions
+from orchestrator.repository.store import COALESCE_GAP
 from orchestrator.repository.vault import Vault
 
 _PAGE = struct.Struct("<32sII32s")
 BATCH_BYTES = 4 * 1024 * 1024
 RECENT = 100_000
+"""Packs, and pages, that are remembered so as not to be written down again: every point's inner pages repeat them."""
 LeafSeen = Callable[[Ref, Leaf], None]
 InnerSeen = Callable[[Ref, Inner], None]
 Failed = Callable[[Ref, int, Exception], None]
@@ -33,7 +35,9 @@ class Marking:
         self._vault, self._folder = vault, folder
         self._reader = PageReader(vault)
         self._frontier: dict[int, Partitions] = {}
-        self._recent: set[ObjectRef] = set()
+        self._recent: set[bytes] = set()
+        self._recent_pages: set[bytes] = set()
+        self._recent_level = -1
         self.packs = Partitions(folder, "packs", 32, 16)
         self.maps = Partitions(folder, "maps", 32, 16)
         self.pages = 0
@@ -42,20 +46,31 @@ class Marking:
     def add_root(self, root: MapRoot) -> None:
         """Start from a root; ValueError when it is malformed."""
         if root.page is not None:
-            self._add_page(root.levels, Ref.of(root.page))
+            ref = Ref.of(root.page)
+            self._add_pages(root.levels, [_PAGE.pack(ref.object.to_bytes(), ref.slot, ref.length, ref.digest)])
 
     def add_pack(self, ref: ObjectRef) -> None:
         """Say that a pack is reached."""
-        if ref not in self._recent:
+        raw = ref.to_bytes()
+        if raw not in self._recent:
             if len(self._recent) >= RECENT:
                 self._recent.clear()
-            self._recent.add(ref)
-            self.packs.add(ref.to_bytes())
+            self._recent.add(raw)
+            self.packs.add(raw)
 
-    def _add_page(self, level: int, ref: Ref) -> None:
+    def _add_pages(self, level: int, pages: Iterable[bytes]) -> None:
         if level not in self._frontier:
             self._frontier[level] = Partitions(self._folder, f"level{level}", _PAGE.size, 16)
-        self._frontier[level].add(_PAGE.pack(ref.object.to_bytes(), ref.slot, ref.length, ref.digest))
+        add, recent = self._frontier[level].add, self._recent_pages
+        if level != self._recent_level:
+            recent.clear()
+            self._recent_level = level
+        for page in pages:
+            if page not in recent:
+                if len(recent) >= RECENT:
+                    recent.clear()
+                recent.add(page)
+                add(page)
 
     async def run(
         self, *, on_leaf: LeafSeen | None = None, on_inner: InnerSeen | None = None, on_error: Failed | None = None
@@ -65,48 +80,82 @@ class Marking:
         Without `on_error` the first page that can't be read ends it (Damaged, ObjectMissing); with it, such a page is
         reported and left. Store errors that may pass always end it.
         """
-        level = max(self._frontier, default=-1)
-        while level >= 0:
-            for number in range(COUNT) if level in self._frontier else ():
-                for refs in self._batches(level, number):
-                    await self._read(level, refs, on_leaf, on_inner, on_error)
-                self._frontier[level].drop(number)
-            level -= 1
+        for level in range(max(self._frontier, default=-1), -1, -1):
+            waiting: tuple[list[Ref], list[bytes] | None] = ([], [])
+            for refs in self._batches(level) if level in self._frontier else ():
+                # What was fetched is looked at while the next is on its way.
+                fetch, take = self._fetch(refs, on_error), self._taken(level, *waiting, on_leaf, on_inner, on_error)
+                pages, taken = await asyncio.gather(fetch, take, return_exceptions=True)
+                if taken is not None:
+                    raise taken
+                if isinstance(pages, BaseException):
+                    raise pages
+                waiting = (refs, pages)
+            await self._taken(level, *waiting, on_leaf, on_inner, on_error)
 
-    def _batches(self, level: int, number: int) -> Iterator[list[Ref]]:
-        """Yield distinct pages of one file, by object and place, some MiB at a time."""
-        batch: list[Ref] = []
-        size = 0
-        for record in sorted(set(self._frontier[level].records(number))):
-            raw, slot, length, digest = _PAGE.unpack(record)
-            batch.append(Ref(ObjectRef.parse(raw), slot, length, digest))
-            size += length
-            if size >= BATCH_BYTES:
+    def _batches(self, level: int) -> Iterator[list[Ref]]:
+        """Yield the distinct pages of a level by object and place: some MiB at a time, with what lies between them."""
+        frontier = self._frontier[level]
+        for number in range(COUNT):
+            pages = [_PAGE.unpack(record) for record in set(frontier.records(number))]
+            batch: list[Ref] = []
+            size = 0
+            for raw, slot, length, digest in sorted(pages):
+                batch.append(Ref(ObjectRef.parse(raw), slot, length, digest))
+                size += length + _between(batch[-2:])
+                if size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+            if batch:
                 yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+            frontier.drop(number)
+
+    async def _fetch(self, refs: Sequence[Ref], on_error: Failed | None) -> list[bytes] | None:
+        """Return the pages; None when one of them can't be read and `on_error` wants to know which."""
+        try:
+            return await self._reader.fetch(refs)
+        except (Damaged, ObjectMissing):
+            if on_error is None:
+                raise
+            return None
+
+    async def _taken(
+        self,
+        level: int,
+        refs: Sequence[Ref],
+        pages: list[bytes] | None,
+        on_leaf: LeafSeen | None,
+        on_inner: InnerSeen | None,
+        on_error: Failed | None,
+    ) -> None:
+        """Look at pages that were fetched; where one of them can't be read, read each by itself."""
+        if pages is None:
+            for ref in refs:
+                await self._read(level, ref, on_leaf, on_inner, on_error)
+            return
+        try:
+            await asyncio.to_thread(self._take, level, refs, pages, on_leaf, on_inner)
+        except Damaged:
+            if on_error is None:
+                raise
+            for ref in refs:
+                await self._read(level, ref, on_leaf, on_inner, on_error)
 
     async def _read(
         self,
         level: int,
-        refs: Sequence[Ref],
+        ref: Ref,
         on_leaf: LeafSeen | None,
         on_inner: InnerSeen | None,
         on_error: Failed | None,
     ) -> None:
         try:
-            pages = await self._reader.fetch(refs)
-            await asyncio.to_thread(self._take, level, refs, pages, on_leaf, on_inner)
+            pages = await self._reader.fetch([ref])
+            await asyncio.to_thread(self._take, level, [ref], pages, on_leaf, on_inner)
         except (Damaged, ObjectMissing) as error:
             if on_error is None:
                 raise
-            if len(refs) == 1:
-                on_error(refs[0], level, error)
-                return
-            # One of them: read each by itself, so that only that one is reported.
-            for ref in refs:
-                await self._read(level, [ref], on_leaf, on_inner, on_error)
+            on_error(ref, level, error)
 
     def _take(
         self,
@@ -131,9 +180,17 @@ class Marking:
                 if on_leaf is not None:
                     on_leaf(ref, page)
                 continue
-            for number in page.numbers():
-                child = page.child(number)
-                if child is not None:
-                    self._add_page(level - 1, child)
+            try:
+                self._add_pages(level - 1, page.children())
+            except ValueError as error:
+                raise Damaged(self._vault.names.map(ref.object), f"page at slot {ref.slot}: {error}") from error
             if on_inner is not None:
                 on_inner(ref, page)
+
+
+def _between(two: Sequence[Ref]) -> int:
+    """Return how many bytes a store fetches along between two pages that follow each other."""
+    if len(two) < 2 or two[0].object != two[1].object:
+        return 0
+    gap = two[1].slot * SLOT_UNIT - two[0].slot * SLOT_UNIT - two[0].length
+    return gap if 0 < gap <= COALESCE_GAP else 0

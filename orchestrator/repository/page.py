@@ -201,6 +201,16 @@ class Inner:
             raise ValueError("a child names an object that isn't in the page's table")
         return Ref(self._objects[position], slot, length, digest)
 
+    def children(self) -> Iterator[bytes]:
+        """Yield each child's reference as it is written, 72 bytes: object (32), slot, length, digest. ValueError."""
+        objects = [ref.to_bytes() for ref in self._objects]
+        start = self._first[0] - self.count * _CHILD.size
+        for at, row in zip(range(start, self._first[0], _CHILD.size), self._rows, strict=True):
+            if row[0] != NO_OBJECT:
+                if row[0] >= len(objects):
+                    raise ValueError("a child names an object that isn't in the page's table")
+                yield objects[row[0]] + self._raw[at + 4 : at + _CHILD.size]
+
     def overlay(self, number: int) -> Overlay:
         """Return a leaf's overlay."""
         if number >= self.count:
