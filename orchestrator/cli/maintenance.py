@@ -61,6 +61,8 @@ def maintenance(
                 f"{done['candidates']}, ended {done['cancelledIntents']} intents, "
                 f"compacted {moved['packs']} packs ({size(moved['freed'])}) into {size(moved['written'])}"
             )
+            if row["renewed"]:
+                print(f"  renewed the lock of {row['renewed']['objects']} objects until {row['renewed']['until']}")
     if not rows:
         print("The repository holds no namespace.")
 
@@ -80,6 +82,7 @@ async def _run(
     from orchestrator.cli.parts.points import vaults
     from orchestrator.clock import SystemClock
     from orchestrator.fence import OpenFence
+    from orchestrator.repository.lockrenewal import renew_if_due
     from orchestrator.repository.maintenance import plan_sweep, sweep
 
     rows = []
@@ -92,5 +95,7 @@ async def _run(
             row: dict[str, Any] = {"namespace": vault.namespace.name, "plan": plan.sentence()}
             if not dry_run:
                 row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))
+                renewal = await renew_if_due(vault, OpenFence(), now=SystemClock().now())
+                row["renewed"] = msgspec.to_builtins(renewal)
             rows.append(row)
     return rows

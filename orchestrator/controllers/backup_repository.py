@@ -19,7 +19,7 @@ from orchestrator.api.tidemark.fields import LABEL_REPOSITORY_UID
 from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context, Controller, Key, Requeue
 from orchestrator.controllers.maintenance import ANNOTATION_MAINTAINED, Maintenance
-from orchestrator.controllers.repositories import OpenedRepository, lock_of
+from orchestrator.controllers.repositories import OpenedRepository
 from orchestrator.controllers.status import patch_status
 from orchestrator.controllers.verification import VerificationRuns
 from orchestrator.errors import Terminal, TidemarkError
@@ -189,7 +189,7 @@ class BackupRepositoryController(Controller[BackupRepository]):
 
     async def _promise(self, opened: OpenedRepository, now: datetime) -> LockPromise | None:
         """Say what object lock promises, and whether each namespace of this cluster was renewed in time."""
-        lock = lock_of(opened.spec)
+        lock = opened.lock
         if lock is None:
             return None
         async with asyncio.timeout(USAGE_TIMEOUT_S):

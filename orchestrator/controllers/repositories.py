@@ -24,7 +24,7 @@ from orchestrator.observe.log import redact_key, redact_options
 from orchestrator.repository.errors import RepositoryMissing
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity
 from orchestrator.repository.lock import LockMode as ObjectLockMode
-from orchestrator.repository.lock import ObjectLock, open_locked_store
+from orchestrator.repository.lock import ObjectLock, open_locked_store, with_lock
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.vault import Vault
 from policies.duration import parse_duration
@@ -98,6 +98,8 @@ class OpenedRepository:
     repository: Repository = field(repr=False)
     url: str
     store_options: dict[str, str] = field(repr=False)
+    lock: ObjectLock | None = None
+    """What is put here is put with it: as the resource asks, else as the repository itself says."""
 
 
 @dataclass(slots=True)
@@ -192,6 +194,9 @@ class Repositories:
                     repository = await Repository.open(store, master)
                 else:
                     repository = await Repository.open_or_create(store, master)
+                if known and repository.id != known:
+                    raise RepositoryReplaced(resource.name, known, repository.id)
+                lock = await _keep_promise(resource.spec, repository, options)
         except TimeoutError as error:
             await store.close()
             raise RepositorySlow(resource.name) from error
@@ -201,10 +206,8 @@ class Repositories:
         except BaseException:
             await store.close()
             raise
-        if known and repository.id != known:
-            await store.close()
-            raise RepositoryReplaced(resource.name, known, repository.id)
-        return OpenedRepository(resource.name, resource.uid, resource.spec, repository, resource.spec.url, options)
+        spec = resource.spec
+        return OpenedRepository(resource.name, resource.uid, spec, repository, spec.url, options, lock)
 
     async def _secrets(self, resource: BackupRepository) -> tuple[MasterKey, dict[str, str], tuple[str, ...]]:
         encryption = await self._secret(resource.spec.encryption_secret)
@@ -241,15 +244,32 @@ def lock_of(spec: BackupRepositorySpec) -> ObjectLock | None:
     return ObjectLock(retention, renew, mode)
 
 
+async def _keep_promise(
+    spec: BackupRepositorySpec, repository: Repository, options: dict[str, str]
+) -> ObjectLock | None:
+    """Return the lock that counts: what the resource asks for is told to the repository, for who has no cluster.
+
+    A resource that asks for none doesn't end a promise: who makes it again and forgets the lock would. That is done
+    with `tidemark lock --release`, which takes the master key.
+    """
+    lock = lock_of(spec)
+    if lock is not None:
+        await repository.promise(lock)
+    elif spec.url.startswith("s3:"):
+        lock = await repository.lock()
+        if lock is not None:
+            repository.store = with_lock(repository.store, spec.url, options, lock)
+    return lock
+
+
 def mover_config(opened: OpenedRepository, vault: Vault, *, task: Task, point: str, **fields: Any) -> MoverConfig:
     """Return what a mover gets: the repository's address and credentials, and one namespace's keys only."""
     for key in (*vault.keys.data_keys.values(), vault.keys.chunk_id_key):
         redact_key(key)
-    lock = lock_of(opened.spec)
-    if lock is not None:
-        fields.setdefault("lock_retention_s", lock.retention.total_seconds())
-        fields.setdefault("lock_renew_s", lock.renew_every.total_seconds())
-        fields.setdefault("lock_mode", lock.mode)
+    if opened.lock is not None:
+        fields.setdefault("lock_retention_s", opened.lock.retention.total_seconds())
+        fields.setdefault("lock_renew_s", opened.lock.renew_every.total_seconds())
+        fields.setdefault("lock_mode", opened.lock.mode)
     return MoverConfig(
         task=task,
         point=point,

@@ -11,7 +11,6 @@ from orchestrator.mover.arguments import Arguments
 from orchestrator.mover.report import Reporter, log
 from orchestrator.mover.vault import opened_vault
 from orchestrator.repository.maintenance import plan_sweep, sweep
-from orchestrator.repository.vault import Vault
 
 
 async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
@@ -29,7 +28,12 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         reporter.watch(lambda: Progress(stage="sweeping", total=plan.deletion_bytes))
         result = await sweep(vault, plan, OpenFence())
         if config.lock_retention_s:
-            await _renew(vault)
+            # Imported here: most repositories have no lock.
+            from orchestrator.repository.lockrenewal import renew_if_due
+
+            renewal = await renew_if_due(vault, OpenFence(), now=SystemClock().now())
+            if renewal is not None:
+                log.info("renewed the lock of %d objects until %s", renewal.objects, renewal.until.isoformat())
     reporter.watch(lambda: Progress(stage="done", done=result.deleted_bytes, total=plan.deletion_bytes))
     return MoverOutcome(
         ok=True,
@@ -37,14 +41,3 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         f"{result.candidates} more wait out the grace time; {result.cancelled_intents} old intents ended; "
         f"{result.compacted.packs} packs compacted into {result.compacted.written} bytes",
     )
-
-
-async def _renew(vault: Vault) -> None:
-    """Renew the object lock of what lives, when that is due."""
-    from orchestrator.repository.lock import LockedStore
-    from orchestrator.repository.lockrenewal import due, last_renewed, renew
-
-    now = SystemClock().now()
-    if isinstance(vault.store, LockedStore) and due(vault.store.lock, await last_renewed(vault), now):
-        renewal = await renew(vault, OpenFence(), now=now)
-        log.info("renewed the lock of %d objects until %s", renewal.objects, renewal.until.isoformat())

@@ -56,7 +56,7 @@ class Kind(IntEnum):
     COMPACTED = 15
     MOVES = 16
     RENEWED = 17
-    LOCK = 18
+    LOCK = 19
     MOVED = 18
 
 

@@ -2,7 +2,9 @@
 
 Packs, pages, manifests, relocation records and keys are put with a retention of `retention`; maintenance renews what
 still lives once per `renew_every`. So what lives can't be deleted for at least the difference, whatever credential
-leaks. S3 only. What must never happen here: a lock that is asked for and silently not there.
+leaks. S3 only. Such a bucket keeps versions, and some stores refuse to create an object where a deleted one left its
+marker: so a point is removed by putting its *cancelled* record over the manifest, not by delete and create. What must
+never happen here: a lock that is asked for and silently not there, anything but that record put over something.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import Terminal
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import ObjectConflict, ObjectMissing, StoreUnavailable
-from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, NAMESPACES_PREFIX
-from orchestrator.repository.store import ObjectInfo, Store, open_store
+from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, LOCKS_PREFIX, NAMESPACES_PREFIX
+from orchestrator.repository.store import CountingStore, ObjectInfo, Store, open_store
 
 LockMode = Literal["COMPLIANCE", "GOVERNANCE"]
 _LOCKED = re.compile(r"n/[0-9a-f]+/(packs|maps|points|relocated)/")
 PUT_ATTEMPTS = 3
+SKEW = timedelta(minutes=15)
+"""By so much may our clock be behind the store's, which counts: S3 refuses requests whose clock is off by more."""
 
 
 class LockUnsupported(Terminal):
@@ -54,7 +58,7 @@ class ObjectLock:
 
     def until(self, now: datetime) -> datetime:
         """Return until when what is put or renewed now is kept; whole seconds, since some stores round down."""
-        return (now + self.retention).replace(microsecond=0) + timedelta(seconds=1)
+        return (now + self.retention + SKEW).replace(microsecond=0) + timedelta(seconds=1)
 
 
 class LockClient(Protocol):
@@ -62,6 +66,10 @@ class LockClient(Protocol):
 
     async def put_locked(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> bool:
         """Create an object; False when the name is taken. StoreUnavailable when the answer is unclear."""
+        ...
+
+    async def put_over(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> None:
+        """Put an object over whatever is at its name. StoreUnavailable when the answer is unclear."""
         ...
 
     async def renew(self, key: str, mode: LockMode, until: datetime) -> None:
@@ -79,7 +87,8 @@ class LockClient(Protocol):
 
 def is_locked(key: str) -> bool:
     """Say whether an object of this name is put with a retention: all that a restore needs."""
-    return key == HEADER_KEY or key.startswith((KEYS_PREFIX, NAMESPACES_PREFIX)) or bool(_LOCKED.match(key))
+    ours = key.startswith((KEYS_PREFIX, NAMESPACES_PREFIX, LOCKS_PREFIX))
+    return key == HEADER_KEY or ours or bool(_LOCKED.match(key))
 
 
 class LockedStore:
@@ -108,6 +117,14 @@ class LockedStore:
             if await self._settled(key, data):
                 return
         raise StoreUnavailable(self.url, "a name was taken and held nothing")
+
+    async def put_over(self, key: str, data: Bytes) -> None:
+        """Put an object over whatever is at its name, with a retention; idempotent. StoreUnavailable.
+
+        Only for the record that ends a name for good: whoever comes first or late, that record stands there then. What
+        stood there becomes a version that lives as long as its own lock, and nothing can be created at that name again.
+        """
+        await self.client.put_over(key, data, self.lock.mode, self.lock.until(self._clock.now()))
 
     async def _settled(self, key: str, data: Bytes) -> bool:
         try:
@@ -161,10 +178,26 @@ async def open_locked_store(url: str, options: Mapping[str, str] | None, lock: O
     """Open a store, with object lock where asked for; LockUnsupported for anything but S3."""
     if lock is None:
         return await open_store(url, options)
+    only_s3(url)
+    return with_lock(await open_store(url, options), url, options, lock)
+
+
+def only_s3(url: str) -> None:
+    """Raise LockUnsupported for a store of another type."""
     scheme = url.partition(":")[0]
     if scheme != "s3":
         raise LockUnsupported(f"{scheme}:", f"it is of type {scheme}, and only s3 is supported")
+
+
+def with_lock(store: Store, url: str, options: Mapping[str, str] | None, lock: ObjectLock) -> LockedStore:
+    """Return an S3 store with object lock. Contacts nobody; StoreOptionUnknown."""
     from orchestrator.repository.lockclient import S3LockClient
 
-    client = S3LockClient(url, dict(options or {}))
-    return LockedStore(await open_store(url, options), client, lock)
+    return LockedStore(store, S3LockClient(url, dict(options or {})), lock)
+
+
+def locked(store: Store) -> LockedStore | None:
+    """Return the store that puts with a lock, also behind one that counts; None when there is no lock."""
+    while isinstance(store, CountingStore):
+        store = store.inner
+    return store if isinstance(store, LockedStore) else None

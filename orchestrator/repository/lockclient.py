@@ -62,24 +62,35 @@ class S3LockClient:
 
     async def put_locked(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> bool:
         """Create an object with a retention, by one conditional PUT; False when the name is taken."""
+        try:
+            await self._put(key, data, mode, until, IfNoneMatch="*")
+        except _Taken:
+            return False
+        return True
+
+    async def put_over(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> None:
+        """Put an object with a retention, whatever is at its name: that becomes an older version."""
+        try:
+            await self._put(key, data, mode, until)
+        except _Taken:
+            # Another put of the same name was under way.
+            raise StoreUnavailable(self._url, "put_object met another one at the same name") from None
+
+    async def _put(self, key: str, data: Bytes, mode: LockMode, until: datetime, **condition: str) -> None:
         body = bytes(data)
         checksum = base64.b64encode((await asyncio.to_thread(zlib.crc32, body)).to_bytes(4, "big")).decode()
         extra = {"ServerSideEncryption": self._options.get("server_side_encryption")}
         extra["SSEKMSKeyId"] = self._options.get("sse_kms_key_id")
-        try:
-            await self._call(
-                "put_object",
-                key,
-                Body=body,
-                IfNoneMatch="*",
-                ObjectLockMode=mode,
-                ObjectLockRetainUntilDate=until,
-                ChecksumCRC32=checksum,
-                **{name: value for name, value in extra.items() if value},
-            )
-        except _Taken:
-            return False
-        return True
+        await self._call(
+            "put_object",
+            key,
+            Body=body,
+            ObjectLockMode=mode,
+            ObjectLockRetainUntilDate=until,
+            ChecksumCRC32=checksum,
+            **{name: value for name, value in extra.items() if value},
+            **condition,
+        )
 
     async def renew(self, key: str, mode: LockMode, until: datetime) -> None:
         """Extend an object's retention; one that lasts longer already is left as it is."""
@@ -101,6 +112,10 @@ class S3LockClient:
 
     async def problems(self) -> list[str]:
         """Say what is wrong with the bucket."""
+        return [*await self.no_lock(), *await self.no_lifecycle()]
+
+    async def no_lock(self) -> list[str]:
+        """Say why nothing can be locked in this bucket; nothing when it can."""
         found = []
         versioning = await self._ask("get_bucket_versioning")
         if versioning.get("Status") != "Enabled":
@@ -108,10 +123,14 @@ class S3LockClient:
         lock = (await self._ask("get_object_lock_configuration")).get("ObjectLockConfiguration", {})
         if lock.get("ObjectLockEnabled") != "Enabled":
             found.append("object lock is not enabled on it")
+        return found
+
+    async def no_lifecycle(self) -> list[str]:
+        """Say why space doesn't come back; nothing when it does."""
         rules = (await self._ask("get_bucket_lifecycle_configuration")).get("Rules", [])
         if not any(rule.get("Status") == "Enabled" and "NoncurrentVersionExpiration" in rule for rule in rules):
-            found.append("no lifecycle rule expires noncurrent versions: space never comes back")
-        return found
+            return ["no lifecycle rule expires noncurrent versions: space never comes back"]
+        return []
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -18,8 +18,8 @@ from orchestrator.fence import Fence
 from orchestrator.repository.census import MAP, OBJECT, PACK, RELOCATED, Census
 from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked
 from orchestrator.repository.following import Following
-from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, NAMESPACES_PREFIX, Kind, ObjectRef
-from orchestrator.repository.lock import LockedStore, ObjectLock
+from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, LOCKS_PREFIX, NAMESPACES_PREFIX, Kind, ObjectRef
+from orchestrator.repository.lock import LockedStore, ObjectLock, locked
 from orchestrator.repository.maintenance import reached
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT
@@ -47,13 +47,21 @@ def due(lock: ObjectLock, last: datetime | None, now: datetime) -> bool:
     return last is None or now - last >= lock.renew_every - min(timedelta(days=1), lock.renew_every / 4)
 
 
+async def renew_if_due(vault: Vault, fence: Fence, *, now: datetime) -> Renewal | None:
+    """Renew once per period; None when it isn't due, or nothing is promised. Raises as `renew`."""
+    store = locked(vault.store)
+    if store is None or not due(store.lock, await last_renewed(vault), now):
+        return None
+    return await renew(vault, fence, now=now)
+
+
 async def renew(vault: Vault, fence: Fence, *, now: datetime) -> Renewal:
     """Extend the retention of everything that lives in a namespace; its store is a LockedStore.
 
     Raises SweepBlocked when what says what is alive can't be read, and the store's errors.
     """
-    store = vault.store
-    if not isinstance(store, LockedStore):
+    store = locked(vault.store)
+    if store is None:
         raise TypeError("this store was opened without object lock")
     until, count = store.lock.until(now), 0
     with tempfile.TemporaryDirectory(prefix="tidemark-renew-") as name:
@@ -103,7 +111,7 @@ async def _renew_some(store: LockedStore, keys: list[str], until: datetime, fenc
 async def _living(vault: Vault, census: Census, following: Following) -> AsyncIterator[str]:
     """Yield the names of all that lives: of the repository, of its points, of their pages and packs."""
     yield HEADER_KEY
-    for prefix in (KEYS_PREFIX, f"{NAMESPACES_PREFIX}{vault.namespace_id}/", vault.names.points):
+    for prefix in (KEYS_PREFIX, LOCKS_PREFIX, f"{NAMESPACES_PREFIX}{vault.namespace_id}/", vault.names.points):
         async for info in vault.store.list(prefix):
             yield info.key
     for number in range(COUNT):

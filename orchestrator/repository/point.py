@@ -30,6 +30,7 @@ from orchestrator.repository.errors import (
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import Kind
 from orchestrator.repository.leafupdate import LeafUpdate, decode_updates
+from orchestrator.repository.lock import locked
 from orchestrator.repository.manifest import (
     Cancelled,
     Manifest,
@@ -237,10 +238,18 @@ async def remove(
 
     Written down first, so that maintenance completes it if this is cut off. A stopped writer of the same point that
     commits in between finds its manifest removed likewise. Packs go by maintenance. A damaged manifest is removed too.
+    Under object lock the cancelled record is put over the manifest instead, in one step: see `lock`.
     """
     point_id = ref.key.rpartition("/")[2].partition("-")[2]
     marker = vault.names.removal(ref.key)
     record = Cancelled(intent_id=point_id, why=why, at=(clock or SystemClock()).now())
+    store = locked(vault.store)
+    if store is not None and not await _ended(vault, ref.key):
+        fence.check()
+        await store.put_over(ref.key, seal_record(vault, Kind.CANCELLED, ref.key, record))
+    if store is not None and await store.head(marker) is None:
+        # A delete of what isn't there would leave a marker of its own in a bucket with versions.
+        return
     while not await _ended(vault, ref.key):
         fence.check()
         # An earlier try may have written it down; what it says doesn't matter.

@@ -6,7 +6,7 @@ What must never happen here: a new key over data of an old one, or anything writ
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import msgspec
@@ -28,12 +28,15 @@ from orchestrator.repository.layout import (
     FORMAT_VERSION,
     HEADER_KEY,
     KEYS_PREFIX,
+    LOCKS_PREFIX,
     NAMESPACES_PREFIX,
     PROBE_PREFIX,
     Kind,
+    lock_promise,
     master_wrap,
     namespace_keys,
 )
+from orchestrator.repository.lock import LockMode, ObjectLock
 from orchestrator.repository.probe import probe_conditional_put
 from orchestrator.repository.record import open_body, seal_body
 from orchestrator.repository.store import Store
@@ -58,6 +61,22 @@ class _NamespaceEpoch(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     epoch: int
     data_key: bytes
     chunk_id_key: bytes
+
+
+class _Lock(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is promised from then on; without `retention` nothing is."""
+
+    at: datetime
+    retention: float | None = None
+    """Seconds, as `renew_every`."""
+    renew_every: float | None = None
+    mode: LockMode = "COMPLIANCE"
+
+    def lock(self) -> ObjectLock | None:
+        """Return it as a store takes it; LockUnsupported when the durations make none."""
+        if self.retention is None or self.renew_every is None:
+            return None
+        return ObjectLock(timedelta(seconds=self.retention), timedelta(seconds=self.renew_every), self.mode)
 
 
 class Repository:
@@ -154,6 +173,44 @@ class Repository:
         await self._put_epoch(name, known.namespace, known.current_epoch + 1, known.chunk_id_key)
         return await self.vault(namespace)
 
+    async def lock(self) -> ObjectLock | None:
+        """Return the object lock that this repository says is promised: whoever writes keeps it. One listing."""
+        return (await self._lock())[1]
+
+    async def promise(self, lock: ObjectLock | None, *, clock: Clock | None = None) -> bool:
+        """Say that a lock is promised from now on (or none); False when that is what it says already.
+
+        A name is taken once and the highest number counts: of two that differ at the same time one is asked again.
+        """
+        while True:
+            number, known = await self._lock()
+            if known == lock:
+                return False
+            name = lock_promise(number)
+            value = _Lock(at=(clock or SystemClock()).now())
+            if lock is not None:
+                seconds = lock.retention.total_seconds(), lock.renew_every.total_seconds()
+                value = _Lock(at=value.at, retention=seconds[0], renew_every=seconds[1], mode=lock.mode)
+            cipher = ObjectCipher.new(self._key, Kind.LOCK, name)
+            try:
+                await self.store.put_new(name, seal_body(cipher, msgspec.json.encode(value)))
+            except ObjectConflict:
+                continue
+            return True
+
+    async def _lock(self) -> tuple[int, ObjectLock | None]:
+        """Return (number of the next document, what the newest one says); Damaged."""
+        numbers = await _numbers(self.store, LOCKS_PREFIX)
+        if not numbers:
+            return 0, None
+        name = lock_promise(max(numbers))
+        data = await self.store.get(name)
+        try:
+            cipher = ObjectCipher.of(self._key, Kind.LOCK, name, data)
+        except WrongKey as error:
+            raise Damaged(name, "it was sealed with another key, or its header was altered") from error
+        return max(numbers) + 1, _decode(name, open_body(cipher, data)[0], _Lock).lock()
+
     async def _put_epoch(self, name: str, namespace: NamespaceIdentity, epoch: int, chunk_id_key: bytes) -> None:
         value = _NamespaceEpoch(
             cluster_id=namespace.cluster_id,
@@ -217,10 +274,11 @@ async def _any(store: Store, prefix: str) -> bool:
 
 
 async def _newest_wrap(store: Store) -> int | None:
-    numbers = [
-        int(found.key.removeprefix(KEYS_PREFIX)) async for found in store.list(KEYS_PREFIX) if found.key[-8:].isdigit()
-    ]
-    return max(numbers, default=None)
+    return max(await _numbers(store, KEYS_PREFIX), default=None)
+
+
+async def _numbers(store: Store, prefix: str) -> list[int]:
+    return [int(found.key.removeprefix(prefix)) async for found in store.list(prefix) if found.key[-8:].isdigit()]
 
 
 async def _put_or_adopt(store: Store, key: str, data: bytes) -> None:

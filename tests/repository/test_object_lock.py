@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import random
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,89 +23,14 @@ from orchestrator.repository.maintenance import plan_sweep, sweep
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
-from tests.repository.emulators import tool
 from tests.repository.engine import NAMESPACE, backup, restore
+from tests.repository.lockservers import BUCKET, LockServer
 
 real = pytest.mark.real
 SIZE = 1024
 DAY = timedelta(days=1)
 LOCK = ObjectLock(retention=30 * DAY, renew_every=7 * DAY)
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-BUCKET = "locked-bucket"
-
-
-class LockServer:
-    """versitygw with versions and users; `root` owns the bucket, `writer` may read and put, and delete nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        self.program, self.folder = tool("versitygw"), folder
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        for name in ("data", "versions", "users"):
-            (self.folder / name).mkdir()
-        address = self.endpoint.removeprefix("http://")
-        options = ["--quiet", "--port", address, "--iam-dir", str(self.folder / "users")]
-        posix = ["posix", "--versioning-dir", str(self.folder / "versions"), str(self.folder / "data")]
-        environment = {**os.environ, "ROOT_ACCESS_KEY": "root", "ROOT_SECRET_KEY": "rootsecret"}
-        quiet = subprocess.DEVNULL
-        server = subprocess.Popen([self.program, *options, *posix], env=environment, stdout=quiet, stderr=quiet)
-        try:
-            host, port = address.split(":")
-            end = time.monotonic() + 60
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-                    break
-                assert server.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.05)  # a real process: there is nothing to wait on
-            admin = ["admin", "-a", "root", "-s", "rootsecret", "--er", self.endpoint]
-            user = ["create-user", "-a", "writer", "-s", "writersecret", "-r", "user"]
-            subprocess.run([self.program, *admin, *user], check=True, capture_output=True, timeout=60)
-            yield
-        finally:
-            server.terminate()
-            server.wait(20)
-
-    def options(self, who: str) -> dict[str, str]:
-        return {
-            "access_key_id": who,
-            "secret_access_key": f"{who}secret",
-            "endpoint": self.endpoint,
-            "region": "us-east-1",
-        }
-
-    async def call(self, who: str, name: str, **arguments: Any) -> dict[str, Any]:
-        """Make any S3 call as somebody."""
-        client = S3LockClient(f"s3://{BUCKET}/", self.options(who))
-        try:
-            answer: dict[str, Any] = await getattr(await client._opened(), name)(Bucket=BUCKET, **arguments)
-            return answer
-        finally:
-            await client.close()
-
-    async def make_bucket(self) -> None:
-        await self.call("root", "create_bucket", ObjectLockEnabledForBucket=True)
-        allowed = ["s3:GetObject", "s3:PutObject", "s3:PutObjectRetention", "s3:GetObjectRetention"]
-        statements = [
-            {
-                "Effect": "Allow",
-                "Principal": ["writer"],
-                "Action": allowed,
-                "Resource": f"arn:aws:s3:::{BUCKET}/*",
-            },
-            {
-                "Effect": "Allow",
-                "Principal": ["writer"],
-                "Action": ["s3:ListBucket"],
-                "Resource": f"arn:aws:s3:::{BUCKET}",
-            },
-        ]
-        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
-        await self.call("root", "put_bucket_policy", Policy=policy)
 
 
 @pytest.fixture(scope="module")

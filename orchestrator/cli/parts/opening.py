@@ -64,14 +64,23 @@ def store_options(url: str, file: Path | None, environment: Mapping[str, str] | 
 async def repository(
     url: str, key_file: Path, options: Path | None, *, create: bool = False
 ) -> AsyncIterator[Repository]:
-    """Open the repository for as long as the block lasts. `create`: make it when nothing is there."""
+    """Open the repository for as long as the block lasts. `create`: make it when nothing is there.
+
+    Where it says that object lock is promised, whatever is put in the block is put with it, by whoever.
+    """
     from orchestrator.repository.keys import MasterKey
     from orchestrator.repository.repository import Repository
     from orchestrator.repository.store import CountingStore, open_store
 
     master = MasterKey.from_file(key_file)
-    store = CountingStore(await open_store(url, store_options(url, options)))
+    given = store_options(url, options)
+    store = CountingStore(await open_store(url, given))
     try:
-        yield await (Repository.open_or_create(store, master) if create else Repository.open(store, master))
+        opened = await (Repository.open_or_create(store, master) if create else Repository.open(store, master))
+        if url.startswith("s3:") and (lock := await opened.lock()) is not None:
+            from orchestrator.repository.lock import with_lock
+
+            store.inner = with_lock(store.inner, url, given, lock)
+        yield opened
     finally:
         await store.close()
