@@ -1,16 +1,16 @@
 """S3, Google Cloud Storage and Azure Blob through obstore; memory for tests.
 
-Retries with jitter and per-request timeouts are obstore's; each call has a deadline of ours on top. What must never
-happen here: an error text of the library passed on (it may quote a signed URL), an unclear create taken for success.
+Per-request timeouts are obstore's; tries and waits are ours (`patience`), each call has a deadline on top. What must
+never happen here: an error text of the library passed on (it may quote a signed URL), an unclear create taken for
+success, a proxy's page taken for an object or for the end of a listing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
-import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import obstore
 from obstore import exceptions as failures
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
+from orchestrator.errors import TidemarkError
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import (
     AccessDenied,
@@ -27,13 +28,23 @@ from orchestrator.repository.errors import (
     StoreOptionUnknown,
     StoreUnavailable,
 )
+from orchestrator.repository.patience import (
+    FAILURES,
+    PATIENCE_OPTIONS,
+    Mangled,
+    Pace,
+    Patience,
+    Tries,
+    Verdict,
+    judge,
+    status_of,
+)
 from orchestrator.repository.store import COALESCE_GAP, ObjectInfo, coalesce
 
-REQUEST_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 900.0
-PUT_ATTEMPTS = 3
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
-_STATUS = re.compile(r"\b([45]\d\d) (?:Internal|Service|Bad|Gateway|Too|Slow|Request|Conflict)[A-Za-z ]*")
+"""One call with all its tries."""
+PAGE_NAMES = 1000
+_S3_ETAG = re.compile(r'"?[0-9a-fA-F]{32}(?:-\d+)?"?')
 _MEMORY: dict[str, MemoryStore] = {}
 T = TypeVar("T")
 
@@ -73,7 +84,13 @@ AZ_OPTIONS = frozenset(
         "allow_http",
     }
 )
-_KNOWN = {"s3": S3_OPTIONS, "gs": GS_OPTIONS, "az": AZ_OPTIONS, "memory": frozenset[str]()}
+COMMON_OPTIONS = PATIENCE_OPTIONS | {"ca_certificate"}
+_KNOWN = {
+    "s3": S3_OPTIONS | COMMON_OPTIONS,
+    "gs": GS_OPTIONS | COMMON_OPTIONS,
+    "az": AZ_OPTIONS | COMMON_OPTIONS,
+    "memory": frozenset[str](),
+}
 _TRUE, _FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
 
 
@@ -86,18 +103,21 @@ def open_cloud_store(scheme: str, bucket: str, prefix: str, options: Mapping[str
         raise StoreOptionUnknown(f"{scheme}:// needs a bucket: {scheme}://bucket/prefix")
     url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
     if scheme == "memory":
-        return CloudStore(url, _MEMORY.setdefault(url, MemoryStore()))
-    config: dict[str, Any] = {name: value.strip() for name, value in options.items() if name != "allow_http"}
+        return CloudStore(url, _MEMORY.setdefault(url, MemoryStore()), Patience(retries=0))
+    patience = Patience.of(options)
+    ours = COMMON_OPTIONS | {"allow_http"}
+    config: dict[str, Any] = {name: value.strip() for name, value in options.items() if name not in ours}
     client: dict[str, Any] = {
-        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-        "connect_timeout": timedelta(seconds=10),
+        "timeout": timedelta(seconds=patience.request_timeout_s),
+        "connect_timeout": timedelta(seconds=patience.connect_timeout_s),
         "allow_http": _allow_http(options),
     }
-    retry: dict[str, Any] = {
-        "max_retries": 8,
-        "retry_timeout": timedelta(seconds=180),
-        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
-    }
+    if authority := options.get("ca_certificate", "").strip():
+        # In a file of `name=value` lines the line ends of a PEM are written as \n.
+        client["root_certificate"] = authority.replace("\\n", "\n")
+    # Not the library's: its first wait is the same for all, it knows no pause, and it retries neither what was cut in
+    # the middle nor a proxy's page.
+    retry: dict[str, Any] = {"max_retries": 0}
     kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     if scheme == "s3":
         config.setdefault("region", "us-east-1")
@@ -107,7 +127,7 @@ def open_cloud_store(scheme: str, bucket: str, prefix: str, options: Mapping[str
     except (failures.BaseError, ValueError, TypeError):
         # The library's text may quote the value of a credential.
         raise StoreOptionUnknown(f"The options for {url} don't make a {scheme} store") from None
-    return CloudStore(url, inner)
+    return CloudStore(url, inner, patience)
 
 
 def _allow_http(options: Mapping[str, str]) -> bool:
@@ -125,19 +145,29 @@ def _allow_http(options: Mapping[str, str]) -> bool:
 class CloudStore:
     """Objects in a bucket."""
 
-    def __init__(self, url: str, inner: Any) -> None:
+    def __init__(self, url: str, inner: Any, patience: Patience) -> None:
         """Wrap an obstore store."""
         self.url = url
         self._inner = inner
+        self._patience = patience
+        self._pace = Pace()
+        self._is_s3 = url.startswith("s3:")
+        self._in_memory = isinstance(inner, MemoryStore)
 
     async def get(self, key: str) -> bytes:
         """Return a whole object."""
+        return await self._get(key, Tries(self._patience))
 
+    async def _get(self, key: str, tries: Tries) -> bytes:
         async def call() -> bytes:
             answer = await obstore.get_async(self._inner, key)
-            return bytes(await answer.bytes_async())
+            data = bytes(await answer.bytes_async())
+            kind = str(answer.attributes.get("Content-Type", ""))
+            if ("html" in kind or "xml" in kind) and data.lstrip()[:1] == b"<":
+                raise Mangled  # no object of ours begins so: somebody else answered
+            return data
 
-        return await self._call("get", call(), key)
+        return await self._call("get", call, key, tries)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return a piece of an object."""
@@ -157,9 +187,15 @@ class CloudStore:
 
     async def _piece(self, key: str, start: int, length: int) -> Bytes:
         """Return one range; an object that ends before it gives b"" (stores answer that with an error)."""
+
+        async def call() -> Bytes:
+            data = memoryview(await obstore.get_range_async(self._inner, key, start=start, length=length))
+            if len(data) < length and (await obstore.head_async(self._inner, key))["size"] > start + len(data):
+                raise Mangled  # short, and not because the object ends there
+            return data
+
         try:
-            request = obstore.get_range_async(self._inner, key, start=start, length=length)
-            return memoryview(await self._call("get", request, key))
+            return await self._call("get", call, key)
         except StoreUnavailable:
             found = await self.head(key)
             if found is None or found.size > start:
@@ -167,31 +203,51 @@ class CloudStore:
             return b""
 
     async def put_new(self, key: str, data: Bytes) -> None:
-        """Create an object by one conditional PUT; anything but a clear answer is settled by reading back."""
-        if isinstance(self._inner, MemoryStore):
+        """Create an object by a conditional PUT; anything but a clear answer is settled by reading back."""
+        if self._in_memory:
             # It keeps the caller's memory itself, which is used again for the next pack.
             data = bytes(data)
-        for attempt in range(PUT_ATTEMPTS):
-            try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await obstore.put_async(self._inner, key, data, mode="create", use_multipart=False)
-                return
-            except (failures.PermissionDeniedError, failures.UnauthenticatedError):
-                raise AccessDenied(self.url, "put") from None
-            except (failures.BaseError, OSError, TimeoutError, ValueError) as error:
-                if await self._settled(key, data):
-                    return
-                if _NO_BUCKET.search(str(error)):
-                    raise StoreMissing(self.url) from None
-                if attempt == PUT_ATTEMPTS - 1:
-                    raise StoreUnavailable(self.url, f"put failed ({_describe(error)})") from None
-            # Spread, so that many movers that were told to slow down don't come back in step.
-            await asyncio.sleep(random.uniform(0.5, 1) * 2**attempt)  # noqa: S311 - no secret
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._put_new(key, data, Tries(self._patience))
+        except TimeoutError as error:
+            raise StoreUnavailable(self.url, f"put failed ({_describe(error)})") from None
 
-    async def _settled(self, key: str, data: Bytes) -> bool:
+    async def _put_new(self, key: str, data: Bytes, tries: Tries) -> None:
+        while True:
+            began = await self._pace.turn()
+            try:
+                told = await obstore.put_async(self._inner, key, data, mode="create", use_multipart=False)
+            except FAILURES as error:
+                verdict = judge(error, xml=self._is_s3)
+                failure = self._failure("put", error, verdict, key)
+                if verdict is Verdict.DENIED:
+                    raise failure from None
+                if verdict is Verdict.SLOW:
+                    self._pace.refused(began)
+                # After a 5xx the condition itself tells, with the next try; a broken connection may have been the
+                # answer to an object that is there already, and reading is cheaper than sending all of it again.
+                elif (status_of(str(error)) or 0) < 500 and await self._settled(key, data, tries):
+                    return
+                elif verdict in (Verdict.NO_BUCKET, Verdict.FINAL):
+                    raise failure from None
+            else:
+                self._pace.answered(began)
+                if not self._is_s3 or _S3_ETAG.fullmatch(told.get("e_tag") or ""):
+                    return
+                # Not S3's way to say it: perhaps a proxy's page, and nothing stored.
+                if await self._settled(key, data, tries):
+                    return
+                verdict, failure = Verdict.PASSING, StoreUnavailable(self.url, "put was answered and not done")
+            if not await tries.again(slow=verdict is Verdict.SLOW):
+                if await self._settled(key, data, tries):
+                    return
+                raise failure from None
+
+    async def _settled(self, key: str, data: Bytes, tries: Tries) -> bool:
         """Say whether the object is there with these bytes; ObjectConflict when with others."""
         try:
-            found = await self.get(key)
+            found = await self._get(key, tries)
         except ObjectMissing:
             return False
         if memoryview(found) != memoryview(data):
@@ -200,24 +256,64 @@ class CloudStore:
 
     async def head(self, key: str) -> ObjectInfo | None:
         """Return size and time of an object."""
+
+        async def call() -> Any:
+            meta = await obstore.head_async(self._inner, key)
+            if not meta["last_modified"].timestamp():
+                raise Mangled  # an answer without a date is no bucket's
+            return meta
+
         try:
-            meta = await self._call("head", obstore.head_async(self._inner, key), key)
+            meta = await self._call("head", call, key)
         except ObjectMissing:
             return None
         return ObjectInfo(key, meta["size"], meta["last_modified"])
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """Yield objects, page by page."""
-        pages = obstore.list(self._inner, prefix.rstrip("/") or None, chunk_size=1000).__aiter__()
-        while (page := await self._call("list", _next(pages))) is not None:
-            for meta in page:
+        """Yield objects, page by page; cut off, it goes on after the last name.
+
+        The library takes any XML or HTML without names in it for the end, such as a proxy's page. So the end is asked
+        for twice: half a listing would make living data look dead.
+        """
+        after: str | None = None
+        floor: str | None = None
+        confirmed = self._in_memory
+        pages: Any = None
+
+        async def call() -> Any:
+            nonlocal pages, floor
+            if pages is None:
+                under, floor = prefix.rstrip("/") or None, after
+                pages = obstore.list(self._inner, under, offset=after, chunk_size=PAGE_NAMES).__aiter__()
+            try:
+                return await _next(pages)
+            except BaseException:
+                pages = None  # it is over after an error: the next try opens it again, after the last name
+                raise
+
+        while True:
+            page = await self._call("list", call)
+            # A server that ignores where to begin tells everything once more.
+            fresh = [meta for meta in page or () if floor is None or meta["path"] > floor]
+            if page is None:
+                if confirmed:
+                    return
+                confirmed, pages = True, None
+            elif fresh:
+                confirmed = self._in_memory
+            for meta in fresh:
+                after = max(after or "", meta["path"])
                 if meta["path"].startswith(prefix):
                     yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
 
     async def delete(self, key: str) -> None:
         """Delete an object; missing is fine."""
+
+        async def call() -> None:
+            await obstore.delete_async(self._inner, key)
+
         try:
-            await self._call("delete", obstore.delete_async(self._inner, key), key)
+            await self._call("delete", call, key)
         except ObjectMissing:
             return
 
@@ -229,23 +325,42 @@ class CloudStore:
         """Let go of the connections: the library closes them when the store is gone."""
         self._inner = None
 
-    async def _call(self, verb: str, awaitable: Awaitable[T], key: str | None = None) -> T:
+    async def _call(
+        self, verb: str, make: Callable[[], Awaitable[T]], key: str | None = None, tries: Tries | None = None
+    ) -> T:
+        """Send a request that may be repeated, as often as patience lasts."""
+        tries = tries or Tries(self._patience)
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await awaitable
-        except FileNotFoundError as error:
-            if key is None or _NO_BUCKET.search(str(error)):
-                raise StoreMissing(self.url) from None
-            raise ObjectMissing(key) from None
-        except (failures.PermissionDeniedError, failures.UnauthenticatedError):
-            raise AccessDenied(self.url, verb) from None
-        except (failures.BaseError, OSError, TimeoutError, ValueError) as error:
-            if verb == "delete" and "AccessDenied" in str(error):
-                # A deletion is sent as a list of one, and refused inside an answer that is fine.
-                raise AccessDenied(self.url, verb) from None
-            if _NO_BUCKET.search(str(error)):
-                raise StoreMissing(self.url) from None
+                while True:
+                    began = await self._pace.turn()
+                    try:
+                        answer = await make()
+                    except FAILURES as error:
+                        verdict = judge(error, xml=self._is_s3)
+                        failure = self._failure(verb, error, verdict, key)
+                        if verdict is Verdict.SLOW:
+                            self._pace.refused(began)
+                        elif verdict is not Verdict.PASSING:
+                            raise failure from None
+                        if not await tries.again(slow=verdict is Verdict.SLOW):
+                            raise failure from None
+                    else:
+                        self._pace.answered(began)
+                        return answer
+        except TimeoutError as error:
             raise StoreUnavailable(self.url, f"{verb} failed ({_describe(error)})") from None
+
+    def _failure(self, verb: str, error: BaseException, verdict: Verdict, key: str | None) -> TidemarkError:
+        match verdict:
+            case Verdict.MISSING if key is not None:
+                return ObjectMissing(key)
+            case Verdict.MISSING | Verdict.NO_BUCKET:
+                return StoreMissing(self.url)
+            case Verdict.DENIED:
+                return AccessDenied(self.url, verb)
+            case _:
+                return StoreUnavailable(self.url, f"{verb} failed ({_describe(error)})")
 
 
 async def _next(pages: Any) -> Any:
@@ -257,6 +372,6 @@ async def _next(pages: Any) -> Any:
 
 def _describe(error: BaseException) -> str:
     """Name an error by class and HTTP status: its text may hold a signed URL."""
-    found = _STATUS.search(str(error))
-    name = type(error).__name__
-    return f"{name}, HTTP {found.group(1)}" if found else name
+    status = status_of(str(error))
+    name = "an answer that can't be true" if isinstance(error, Mangled) else type(error).__name__
+    return f"{name}, HTTP {status}" if status else name

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import md5
 from xml.sax.saxutils import escape
 
 from aiohttp import web
@@ -77,7 +78,7 @@ class Bucket:
             if request.headers.get("If-None-Match") == "*" and key in self.objects:
                 return web.Response(status=412, text="<Error><Code>PreconditionFailed</Code></Error>")
             self.objects[key] = body
-            return web.Response(headers={"ETag": '"1"'})
+            return web.Response(headers={"ETag": f'"{md5(body, usedforsecurity=False).hexdigest()}"'})
         if request.method == "DELETE":
             self.objects.pop(key, None)
             return web.Response(status=204)
@@ -88,7 +89,7 @@ class Bucket:
             rows = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
             return web.Response(text=f"<DeleteResult>{rows}</DeleteResult>", content_type="application/xml")
         if not key and "list-type" in request.query:
-            return self._listing(request.query.get("prefix", ""))
+            return self._listing(request.query.get("prefix", ""), request.query.get("start-after", ""))
         if key not in self.objects:
             return web.Response(status=404, text="<Error><Code>NoSuchKey</Code></Error>")
         return self._object(request, self.objects[key])
@@ -102,12 +103,12 @@ class Bucket:
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         return web.Response(status=206, body=data[first : last + 1], headers=headers)
 
-    def _listing(self, prefix: str) -> web.Response:
+    def _listing(self, prefix: str, after: str) -> web.Response:
         rows = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><ETag>1</ETag>"
             "<LastModified>2026-11-22T12:00:00.000Z</LastModified></Contents>"
             for key, data in sorted(self.objects.items())
-            if key.startswith(prefix)
+            if key.startswith(prefix) and key > after
         )
         text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
         return web.Response(text=text, content_type="application/xml")
