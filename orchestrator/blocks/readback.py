@@ -16,6 +16,7 @@ from orchestrator.blocks.crew import Channel, Crew, Sequence
 from orchestrator.blocks.errors import ReadBackMismatch
 from orchestrator.blocks.source import ALIGN, Source, aligned_buffer
 from orchestrator.blocks.tally import Tallies, Tally
+from orchestrator.blocks.throttle import Throttle
 from orchestrator.blocks.units import UNIT_BYTES
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.manifest import Manifest
@@ -48,17 +49,20 @@ async def read_back(
     readers: int = 4,
     sha256: bool = False,
     tallies: Tallies | None = None,
+    bandwidth_limit: int | None = None,
+    iops_limit: int | None = None,
 ) -> str:
     """Check the target at `path` against the point; return the volume's SHA-256 if asked for, else "".
 
     `known_zero`: the target began as zeros, so that its holes needn't be read. Raises ReadBackMismatch,
-    DeviceReadFailed. Bytes beyond the volume's end are not looked at.
+    DeviceReadFailed. Bytes beyond the volume's end are not looked at. The limits are bytes and operations a second.
     """
     tallies = tallies or Tallies()
     tallies.total_bytes = manifest.root.volume_size
     with Source.open(path) as source:
         source.forget_cache()
         check = _Checking(vault, manifest, source, known_zero, readers, sha256, tallies)
+        check.throttle = Throttle(bandwidth_limit, iops_limit, wait=check.crew.pause)
         await check.crew.run()
         return check.digest.hexdigest() if sha256 else ""
 
@@ -81,6 +85,7 @@ class _Checking:
         self._todo: Channel[Piece] = Channel(self.crew, readers * 2)
         self._done: Sequence[tuple[Piece, bytes]] = Sequence(self.crew, readers * 4)
         self.digest = hashlib.sha256()
+        self.throttle = Throttle(None)
         self.crew.add("feeder", self._feed)
         self.crew.add("digest", self._hash)
         for number in range(readers):
@@ -128,6 +133,7 @@ class _Checking:
         while (piece := self._todo.get()) is not None:
             data = b""
             if piece.look:
+                self.throttle.take(piece.length)
                 started = time.perf_counter()
                 seen = self._source.read_into(buffer, piece.offset, piece.length)
                 tally.add_seconds("read", time.perf_counter() - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,12 @@ def restore(
     output: Annotated[str, typer.Option("--output", "-o", help="`text` or `json`.")] = "text",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE|-", help="Write all figures there.")] = None,
     writers: Annotated[int, typer.Option(min=1, max=64, help="Threads.")] = 4,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="BYTES", help="Write, and read back, at most so much per second.")
+    ] = None,
+    iops_limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Writes per second, of at most 256 KiB each.")
+    ] = None,
     options: StoreOptions = None,
     pvc: inside.Claim = None,
     as_of: inside.AsOfTime = None,
@@ -115,7 +122,7 @@ def restore(
         return
     if point is None or to is None:
         raise typer.BadParameter("give --list, or --point ID and --to FILE", param_hint="--point")
-    wanted = _Wanted(point, to, overwrite, known_zero, check, sha256, expect, writers)
+    wanted = _Wanted(point, to, overwrite, known_zero, check, sha256, expect, writers, limit, iops_limit)
     figures = asyncio.run(_restore(url, key_file, options, namespace, wanted))
     if json_file is not None or output == "json":
         write_json(json_file or Path("-"), figures)
@@ -125,22 +132,20 @@ def restore(
             print(f"sha256 {figures['sha256']}")
 
 
+@dataclass(frozen=True, slots=True)
 class _Wanted:
     """What to restore, where to and how."""
 
-    def __init__(
-        self,
-        point: str,
-        to: Path,
-        overwrite: bool,
-        known_zero: bool,
-        check: bool,
-        sha256: bool,
-        expect: str | None,
-        writers: int,
-    ) -> None:
-        self.point, self.to, self.overwrite, self.known_zero = point, to, overwrite, known_zero
-        self.check, self.sha256, self.expect, self.writers = check, sha256, expect, writers
+    point: str
+    to: Path
+    overwrite: bool
+    known_zero: bool
+    check: bool
+    sha256: bool
+    expect: str | None
+    writers: int
+    limit: int | None
+    iops_limit: int | None
 
 
 async def _list(url: str, key_file: Path, options: Path | None, namespace: str | None) -> list[dict[str, Any]]:
@@ -200,11 +205,16 @@ async def _restore(
         manifest, ref = await open_manifest(vault, key, digest=wanted.expect)
         volume, tallies, checking = manifest.root.volume_size, Tallies(), Tallies()
         started = time.perf_counter()
-        with await asyncio.to_thread(
-            Target.for_restore, wanted.to, volume, overwrite=wanted.overwrite, known_zero=wanted.known_zero
-        ) as target:
+        # Not in a thread: a cancellation while it runs there would leave the new file that nobody was given.
+        with Target.for_restore(wanted.to, volume, overwrite=wanted.overwrite, known_zero=wanted.known_zero) as target:
             async with progress_bar("writing", lambda: (tallies.sum().done, volume)):
-                total = await write_point(vault, manifest, target, RestoreOptions(writers=wanted.writers), tallies)
+                total = await write_point(
+                    vault,
+                    manifest,
+                    target,
+                    RestoreOptions(writers=wanted.writers, bandwidth_limit=wanted.limit, iops_limit=wanted.iops_limit),
+                    tallies,
+                )
         written = time.perf_counter()
         digest = ""
         if wanted.check or wanted.sha256:
@@ -217,6 +227,8 @@ async def _restore(
                     readers=wanted.writers,
                     sha256=wanted.sha256,
                     tallies=checking,
+                    bandwidth_limit=wanted.limit,
+                    iops_limit=wanted.iops_limit,
                 )
         return {
             **_row(manifest, ref),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +151,47 @@ def test_a_number_that_a_stranger_put_at_a_points_name_leaves_numbers_for_the_ne
     # when the volume is backed up, then the point counts on from what is true
     numbers = [person.copies(volume.path)["manifest"].rpartition("/")[2].partition("-")[0] for _ in range(2)]
     assert numbers == ["000000000002", "000000000003"]
+
+
+def test_a_restore_keeps_to_its_limits(tmp_path: Path, person: Person) -> None:
+    path, target = tmp_path / "one", tmp_path / "back"
+    path.write_bytes(os.urandom(16 * CHUNK))
+    point = person.copies(path, "--create", "--chunk-size", "256K")["point"]
+    # when four writes may go in a second, or its size, then it takes that long (but for the first burst), and is whole
+    for limit in (["--iops-limit", "4"], ["--limit", str(path.stat().st_size)]):
+        target.unlink(missing_ok=True)
+        code, out, err = person.types("restore", "--point", point, "--to", str(target), "--json", "-", *limit)
+        assert code == 0, err
+        assert json.loads(out)["seconds"] >= 0.25
+        assert target.read_bytes() == path.read_bytes()
+    # and what limits nothing is wrong usage
+    assert person.types("restore", "--point", point, "--to", "x", "--limit", "0")[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_restore_that_is_told_to_end_leaves_no_half_file(
+    tmp_path: Path, person: Person, number: signal.Signals
+) -> None:
+    # given a restore that would take minutes
+    path, target = tmp_path / "one", tmp_path / "back"
+    path.write_bytes(os.urandom(64 * CHUNK))
+    point = person.copies(path, "--create")["point"]
+    command = ["restore", "--point", point, "--to", str(target), "--limit", "65536", *person.where]
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *command], stderr=subprocess.PIPE, text=True
+    ) as restore:
+        try:
+            deadline = time.monotonic() + 60
+            while not target.exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            # when its target is there, and the machine wants it to end
+            restore.send_signal(number)
+            _, said = restore.communicate(timeout=60)
+        finally:
+            restore.kill()
+    # then it says so, and nothing that looks like the volume is left
+    assert (restore.returncode, said) == (128 + number, f"tidemark: ended by {number.name}\n")
+    assert not target.exists()
 
 
 def test_another_key_and_a_foreign_directory_are_refused_and_nothing_is_written(

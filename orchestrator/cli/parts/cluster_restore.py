@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 SOURCES = ("point", "pvc", "backup", "repository_point")
 NAMES = ("point", "pvc", "backup", "from_repository", "to_pvc", "to_namespace", "storage_class", "name", "namespace")
-ONLY_OFFLINE = ("list_points", "to", "overwrite", "known_zero", "sha256", "expect", "json_file", "writers", "options")
+ONLY_OFFLINE = (
+    "list_points", "to", "overwrite", "known_zero", "sha256", "expect", "json_file", "writers", "limit", "iops_limit",
+    "options",
+)  # fmt: skip
 ONLY_CLUSTER = (
     "pvc", "as_of", "backup", "repository_point", "from_repository", "to_pvc", "name_prefix", "to_namespace",
     "storage_class", "map_class", "restore_name", "wait", "timeout", "kubeconfig", "context",
