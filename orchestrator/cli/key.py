@@ -78,3 +78,29 @@ def rotate(
         print(line)
     if new_key_file is not None:
         print(f"The repository opens with the key in {new_key_file} now.")
+
+
+@app.command("list")
+def list_(
+    url: RepositoryUrl,
+    key_file: Annotated[Path, typer.Option("--key-file", metavar="FILE", help="The master key in use.")],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
+    options: StoreOptions = None,
+) -> None:
+    """List each namespace's data keys by number, and how much was stored while each was the newest.
+
+    What was stored then is sealed with that key, or with an older one by a backup that had begun before. No key is ever
+    deleted: what it sealed may live as long as the repository.
+    """
+    from orchestrator.cli.parts.points import vaults
+    from orchestrator.repository.keyepochs import KeyEpoch, epochs
+
+    async def run() -> list[tuple[str, list[KeyEpoch]]]:
+        async with repository(url, key_file, options) as opened:
+            return [(vault.namespace.name, await epochs(vault)) for vault in await vaults(opened, namespace)]
+
+    for name, found in asyncio.run(run()):
+        for epoch in found:
+            newest = ", the newest" if epoch is found[-1] else ""
+            made = f"{epoch.made:%Y-%m-%d %H:%M}"
+            print(f"{name}: data key {epoch.number} of {made}{newest}: {epoch.objects} objects, {epoch.bytes} bytes")

@@ -239,6 +239,16 @@ def test_after_a_rewrap_the_new_key_opens_and_the_old_one_does_not(
     assert target.read_bytes() == volume.path.read_bytes()
 
 
+def test_data_keys_are_listed_by_number_with_what_was_stored_meanwhile(person: Person, volume: Volume) -> None:
+    person.copies(volume.path, "--create")
+    assert person.types("key", "rotate")[0] == 0
+    code, said = person.types("key", "list")[:2]
+    first, second = said.splitlines()
+    assert code == 0
+    assert "data key 1 of" in first and "the newest" not in first and " 0 objects" not in first
+    assert "data key 2 of" in second and ", the newest: " in second
+
+
 def test_store_options_come_from_the_environment_or_a_file_and_never_from_the_command_line(tmp_path: Path) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "HOME": "/root"}
     assert store_options("s3://b/p", None, environment) == {"access_key_id": "id", "secret_access_key": "secret"}

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from orchestrator.fence import OpenFence
 from orchestrator.repository.crypto import Header
 from orchestrator.repository.errors import Damaged, KeysOutdated, WrongKey
+from orchestrator.repository.keyepochs import epochs
 from orchestrator.repository.keys import MasterKey, NamespaceKeys
 from orchestrator.repository.layout import HEADER_KEY, master_wrap
 from orchestrator.repository.maintenance import plan_sweep, sweep
@@ -187,6 +188,21 @@ async def test_rotating_twice_at_once_leaves_keys_that_all_agree_on(store: Store
     assert (first.keys.current_epoch, second.keys.current_epoch) == (2, 3)
     assert second.keys.data_keys[2] == first.keys.data_keys[2]
     assert msgspec.json.decode(second.keys.to_json())["currentEpoch"] == 3
+
+
+async def test_the_data_keys_are_listed_with_what_was_stored_while_each_was_the_newest(store: Store) -> None:
+    repository = await Repository.open_or_create(store, MASTER)
+    vault = await repository.vault(NAMESPACE, create=True)
+    base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    before = [info async for info in store.list(vault.names.prefix)]
+    vault = await repository.rotate(NAMESPACE)
+    await backup(vault, _volume(1), sequence=2, touched=[], base=base, chunk_size=SIZE)
+    after = [info async for info in store.list(vault.names.prefix)]
+    first, second = await epochs(vault)
+    assert (first.number, second.number) == (1, 2)
+    assert (first.objects, first.bytes) == (len(before), sum(info.size for info in before))
+    assert first.objects + second.objects == len(after)
+    assert first.made <= second.made
 
 
 async def _epoch(vault: Vault, key: str) -> int:
