@@ -45,9 +45,7 @@ class Whereabouts:
         """Say where a pack went that is missing, None when it wasn't moved; Damaged."""
         self._misses += 1
         if self._misses >= LOOKUPS:
-            async with self._loading:
-                if not self._loaded:
-                    await self._load()
+            await self.load()
         return self.known(pack) or await self.newest(pack)
 
     async def newest(self, pack: ObjectRef) -> Relocation | None:
@@ -62,6 +60,12 @@ class Whereabouts:
         while self._moves > OPEN_MOVES and len(self._opened) > 1:
             self._moves -= len(self._opened.popitem(last=False)[1].moves)
         return found
+
+    async def load(self) -> None:
+        """Read the copies there are, once: a listing and some reads; who is going to read much does it first."""
+        async with self._loading:
+            if not self._loaded:
+                await self._load()
 
     async def _load(self) -> None:
         size = 0
