@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -355,9 +356,8 @@ class Wire:
                 _reset(writer)
                 return False
             case Cut.TLS:
-                sock = writer.get_extra_info("socket")
                 with contextlib.suppress(OSError):
-                    socket.socket(fileno=_dup(sock)).send(b"\x17\x03\x03\x00\x20" + b"garbage!" * 4)
+                    os.write(writer.get_extra_info("socket").fileno(), b"\x17\x03\x03\x00\x20" + b"garbage!" * 4)
                 writer.transport.abort()
                 return False
         told = _instead(cut, request)
@@ -434,12 +434,6 @@ def _bound(port: int) -> socket.socket:
     sock.bind(("127.0.0.1", port))
     sock.setblocking(False)
     return sock
-
-
-def _dup(sock: Any) -> int:
-    import os
-
-    return os.dup(sock.fileno())
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,297 @@
+"""Every way in which a network or a proxy breaks, at the requests of backups, restores, verifications and maintenance.
+
+What `test_faults_everywhere` does at our own `Store`, this does below the library that speaks to buckets: at the bytes
+of HTTP. First the requests of an undisturbed run are counted, then one is broken, in a world of its own. A fault that
+passes is overcome; whatever else happens is one typed error. Nothing that was committed is lost, no point is wrong,
+and the next run completes.
+
+`TIDEMARK_WIRE_SHARE=1` breaks every request in every way (half an hour); the default is a seeded sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trustme
+
+from orchestrator.errors import TidemarkError
+from orchestrator.fence import OpenFence
+from orchestrator.repository import patience
+from orchestrator.repository.errors import AccessDenied
+from orchestrator.repository.manifest import PointRef
+from orchestrator.repository.point import remove
+from orchestrator.repository.store import Store, open_store
+from orchestrator.repository.verify import verify
+from tests.blocks.volumes import Volume, give_back, take, vault_on
+from tests.repository.faults import Shelf
+from tests.repository.test_faults_everywhere import (
+    Points,
+    _complete,
+    _settled,
+    base_world,
+    lived_in,
+    prepared,
+    read_all,
+    sweep_once,
+    whole_backup,
+)
+from tests.repository.wire import ONLY, Cut, Objects, Request, Wire
+
+pytestmark = pytest.mark.timeout(600)
+
+SECRET = "MOSTSECRETKEY"
+SHARE = float(os.environ.get("TIDEMARK_WIRE_SHARE", "0.05"))
+AT_ONCE = 6
+RETRIES = 6
+BEYOND = (Cut.FORBIDDEN, Cut.HALF, Cut.STALE)
+"""What no further try can or may overcome: a refusal, and answers that lie and yet look right."""
+OPTIONS = {
+    "access_key_id": "AKIDOFTHESECRET",
+    "secret_access_key": SECRET,
+    "request_timeout": "2",
+    "connect_timeout": "5",
+    "retries": str(RETRIES),
+    "retry_timeout": "60",
+}
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.1)
+
+
+@asynccontextmanager
+async def reached(wire: Wire, **options: str) -> AsyncIterator[Store]:
+    """Open the bucket behind a wire, with the options that users have."""
+    async with wire.serving():
+        store = await open_store("s3://bucket/p", {**OPTIONS, "endpoint": wire.url, **options})
+        yield store
+        await store.close()
+
+
+@dataclass
+class Deed:
+    """Something that is done to a repository over the wire, and what must hold afterwards."""
+
+    shelf: Shelf
+    do: Callable[[Store, Path], Awaitable[object]]
+    check: Callable[[Shelf, Path], Awaitable[None]]
+    """Everything that must hold, the next run included; gets the world and a free path."""
+    requests: list[Request] = field(default_factory=list)
+    """Those of an undisturbed run."""
+
+    async def count(self, tmp_path: Path) -> None:
+        wire = Wire(Objects(self.shelf.copy()))
+        async with reached(wire) as store:
+            await self.do(store, tmp_path / "undisturbed")
+        self.requests = list(wire.seen)
+
+    def places(self, cut: Cut) -> list[int]:
+        """Return the requests at which a fault is a case of its own."""
+        verbs = ONLY.get(cut)
+        return [number for number, each in enumerate(self.requests) if verbs is None or each.verb in verbs]
+
+    async def broken(self, cut: Cut, number: int, folder: Path) -> None:
+        """Break one request, then check the world."""
+        folder.mkdir()
+        world = self.shelf.copy()
+        tls, authority = _tls() if cut is Cut.TLS else (None, {})
+        wire = Wire(Objects(world), lambda at, each: cut if at == number else None, tls)
+        failed: TidemarkError | None = None
+        async with reached(wire, **authority) as store:
+            try:
+                await self.do(store, folder / "one")
+            except TidemarkError as error:
+                failed = error
+        where = f"{cut.name} at {number}, {self.requests[number].verb} {self.requests[number].path}: {failed!r}"
+        if failed is not None:
+            assert cut in BEYOND, where
+            _clear(failed, where)
+            assert cut is not Cut.FORBIDDEN or isinstance(failed, AccessDenied), where
+        assert len(wire.seen) <= len(self.requests) + 6, where
+        await self.check(world, folder / "two")
+
+
+def _clear(error: TidemarkError, where: str) -> None:
+    """One sentence with a reason and a remedy, and nothing that must not be told."""
+    text = error.sentence() + repr(error)
+    assert error.reason and error.remedy, where
+    for secret in (SECRET, "AKIDOFTHESECRET", "Signature", "127.0.0.1"):
+        assert secret not in text, where
+
+
+def _tls() -> tuple[ssl.SSLContext, dict[str, str]]:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context, {"ca_certificate": authority.cert_pem.bytes().decode()}
+
+
+async def _full(tmp_path: Path) -> Deed:
+    """A repository's making, and the first backup in it."""
+    volume = prepared(tmp_path)
+    wanted = volume.sha256()
+
+    async def do(store: Store, _: Path) -> object:
+        return await take(await vault_on(store), volume.path)
+
+    async def check(world: Shelf, path: Path) -> None:
+        point = await take(await vault_on(world), volume.path)
+        found = read_all(world)
+        assert set(found.values()) == {wanted}
+        assert await give_back(await vault_on(world), point, path) == wanted
+        await _sound(world)
+
+    return Deed(Shelf(), do, check)
+
+
+async def _increment(tmp_path: Path) -> Deed:
+    """A delta, from its intent to its commit."""
+    volume = prepared(tmp_path)
+    shelf, base, before = await base_world(volume)
+    wanted = volume.sha256()
+
+    async def do(store: Store, _: Path) -> object:
+        return await whole_backup(store, volume, base)  # type: ignore[arg-type]
+
+    async def check(world: Shelf, path: Path) -> None:
+        ref = await whole_backup(world, volume, base)
+        _right(read_all(world), before, wanted)
+        assert await give_back(await vault_on(world), ref, path) == wanted
+        await _sound(world)
+
+    return Deed(shelf, do, check)
+
+
+def _right(found: Points, before: Points, wanted: str) -> None:
+    assert before.items() <= found.items()
+    assert set(found.values()) <= {*before.values(), wanted}
+
+
+async def _sound(world: Shelf) -> None:
+    report = await verify(await vault_on(world), depth="full")
+    assert report.ok, report
+
+
+async def _point(tmp_path: Path) -> tuple[Volume, Shelf, PointRef]:
+    volume = prepared(tmp_path)
+    shelf, base, _ = await base_world(volume)
+    return volume, shelf, await whole_backup(shelf, volume, base)
+
+
+async def _restore(tmp_path: Path) -> Deed:
+    """A point is given back, and read back."""
+    volume, shelf, ref = await _point(tmp_path)
+    wanted, before = volume.sha256(), shelf.plain()
+
+    async def do(store: Store, path: Path) -> object:
+        assert await give_back(await vault_on(store), ref, path) == wanted
+        return None
+
+    async def check(world: Shelf, path: Path) -> None:
+        assert world.plain() == before
+        assert await give_back(await vault_on(world), ref, path) == wanted
+
+    return Deed(shelf, do, check)
+
+
+async def _verification(tmp_path: Path) -> Deed:
+    """Every byte is looked at: what the wire does is no damage of the repository's."""
+    volume, shelf, ref = await _point(tmp_path)
+    wanted, points = volume.sha256(), read_all(shelf)
+
+    async def do(store: Store, _: Path) -> object:
+        return await verify(await vault_on(store), depth="full")
+
+    async def check(world: Shelf, path: Path) -> None:
+        assert read_all(world) == points
+        assert await give_back(await vault_on(world), ref, path) == wanted
+        await _sound(world)
+
+    return Deed(shelf, do, check)
+
+
+async def _maintenance(tmp_path: Path) -> Deed:
+    """A point is pruned; a sweep and compaction has something of everything to do."""
+    volume = prepared(tmp_path)
+    shelf, points, open_id, wanted = await lived_in(tmp_path, volume)
+    undisturbed = shelf.copy()
+    await sweep_once(undisturbed, 3)
+    await _complete(undisturbed, volume, open_id)
+    left = await _settled(undisturbed)
+    vault = await vault_on(shelf)
+    more = await take(vault, volume.path)
+    after = shelf.copy()
+
+    async def do(store: Store, _: Path) -> object:
+        await remove(await vault_on(store), more.ref, OpenFence())
+        return await sweep_once(store, 3)  # type: ignore[arg-type]
+
+    async def check(world: Shelf, path: Path) -> None:
+        found = read_all(world)
+        assert {**found, more.ref.key: wanted} == {**points, more.ref.key: wanted}
+        await remove(await vault_on(world), more.ref, OpenFence())
+        key = await _complete(world, volume, open_id)
+        settled = await _settled(world)
+        assert settled["points"] == left["points"] + 1, (settled, left)
+        assert settled["packs"] <= left["packs"] + 1, (settled, left)
+        assert read_all(world) == {**points, key: wanted}
+        await _sound(world)
+
+    return Deed(after, do, check)
+
+
+DEEDS = {
+    "full": _full,
+    "increment": _increment,
+    "restore": _restore,
+    "verification": _verification,
+    "maintenance": _maintenance,
+}
+
+
+async def _all(deed: Deed, cases: Sequence[tuple[Cut, int]], tmp_path: Path) -> None:
+    """Run cases, some at once: most of their time is waiting."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int, cut: Cut, at: int) -> None:
+        async with turn:
+            await deed.broken(cut, at, tmp_path / f"case-{number}")
+
+    async with asyncio.TaskGroup() as tasks:
+        for number, (cut, at) in enumerate(cases):
+            tasks.create_task(one(number, cut, at))
+
+
+@pytest.mark.parametrize("name", ["increment", "restore"])
+async def test_each_fault_of_the_wire_somewhere(tmp_path: Path, name: str) -> None:
+    # given a backup and a restore, and for each kind of fault one of their requests
+    deed = await DEEDS[name](tmp_path)
+    await deed.count(tmp_path)
+    chosen = random.Random(name)
+    kinds = [cut for cut in Cut if deed.places(cut) and (name == "increment") == (cut not in (Cut.HALF, Cut.ETAG))]
+    # when it breaks, then it is overcome or told, and nothing is lost
+    await _all(deed, [(cut, chosen.choice(deed.places(cut))) for cut in kinds], tmp_path)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", DEEDS)
+async def test_every_fault_of_the_wire_at_every_request(tmp_path: Path, name: str) -> None:
+    # given every request of a whole run, with every way in which it can break (or a seeded sample of them)
+    deed = await DEEDS[name](tmp_path)
+    await deed.count(tmp_path)
+    cases = [(cut, number) for cut in Cut for number in deed.places(cut)]
+    chosen = random.Random(name)
+    cases = [case for case in cases if chosen.random() < SHARE]
+    assert len(cases) > 5
+    # when it breaks, then it is overcome or told, and nothing is lost
+    await _all(deed, cases, tmp_path)
