@@ -34,6 +34,7 @@ from orchestrator.extents import ChunkSet
 from orchestrator.repository import neighbours
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import DamageIndex, load_damage
+from orchestrator.repository.ending import outcome
 from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing, UnsupportedFormat
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
@@ -93,29 +94,43 @@ async def backup(
 
     `intent`, `plan`: what is stored, when the caller has just put or read it. Cancelling stops in bounded time and
     leaves what is stored for the next try. Raises what the store, the device or the repository has against it, as one
-    typed error.
+    typed error; PointCancelled when the point was ended meanwhile, however long ago.
     """
-    tallies = tallies or Tallies()
-    intent = intent or await open_intent(vault, intent_id)
+    try:
+        intent = intent or await open_intent(vault, intent_id)
+        return await _backup(vault, intent, device, shard, options or CopyOptions(), tallies or Tallies(), plan)
+    except (Damaged, ObjectMissing, UnsupportedFormat):
+        # Whoever was stopped for long finds things gone that its point no longer needs, or that nobody needs any more.
+        done = await outcome(vault, intent_id, intent.manifest_key if intent else None)
+        if done is None:
+            raise
+        return done
+
+
+async def _backup(
+    vault: Vault,
+    intent: Intent,
+    device: str | Path,
+    shard: int,
+    options: CopyOptions,
+    tallies: Tallies,
+    plan: Plan | None,
+) -> Copied | PointRef:
+    intent_id = intent.id
     finished = await open_shard(vault, intent_id, shard)
     if plan is None:
-        try:
-            plan = await open_plan(vault, intent_id)
-        except ObjectMissing:
-            done = await existing_point(vault, intent.manifest_key)
-            if done is None:
-                raise
-            return done
+        plan = await open_plan(vault, intent_id)
     if finished is not None or plan.chunks():
         # With nothing to read there is nothing to save by looking: the put of the manifest says it.
         done = await existing_point(vault, intent.manifest_key)
         if done is not None:
             return done
     if finished is None:
-        finished = await copy_shard(vault, intent, plan, device, shard, options or CopyOptions(), tallies)
+        finished = await copy_shard(vault, intent, plan, device, shard, options, tallies)
     with suppress(ShardsMissing):
         return Copied(finished, await commit_planned(vault, intent, plan, shard=finished))
-    return Copied(finished, None)
+    # The others aren't finished yet, or their records were tidied away after the end.
+    return await existing_point(vault, intent.manifest_key) or Copied(finished, None)
 
 
 async def copy_shard(
@@ -131,6 +146,8 @@ async def copy_shard(
             tallies.new().add_seconds("open", time.perf_counter() - started)
             shard = await copier.copy()
         except _EarlierUnreadable as error:
+            if await existing_point(vault, intent.manifest_key) is not None:
+                raise error.cause from error  # committed by another, and the earlier point was swept since
             log.warning("the earlier point can't be read, so it is done without it: %s", error.cause)
             tallies.restart()
             copier = await _Copier.prepare(vault, intent, plan, source, number, options, tallies, without=error.cause)

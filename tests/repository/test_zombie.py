@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.api.mover import EXIT_TERMINAL
 from orchestrator.fence import OpenFence
 from orchestrator.repository.maintenance import plan_sweep, sweep
 from orchestrator.repository.manifest import open_manifest
@@ -125,9 +126,9 @@ async def test_a_stopped_writers_base_is_pruned_swept_and_compacted(
     code, _, log = await asyncio.to_thread(end, process)
     # then it commits a whole point, or is told that it is over
     if over:
-        assert code != 0
-        # its point is cancelled; later even its intent is gone
-        assert pod.outcome()["reason"] in ("PointCancelled", "ObjectMissing"), (pod.outcome(), log)
+        assert code == EXIT_TERMINAL
+        assert pod.outcome()["reason"] == "PointCancelled", (pod.outcome(), log)
+        assert "Make a new recovery point" in pod.outcome()["message"]
     else:
         assert code == 0, log
         (key,) = [name for name in _manifests(tmp_path / "repository") if name.endswith(ground.intent)]
