@@ -34,7 +34,10 @@ class AccessDenied(Terminal):
     """The credentials are wrong or lack a permission."""
 
     reason: ClassVar[str] = "AccessDenied"
-    remedy: ClassVar[str] = "Check the credentials secret and that it may list, read and write this prefix."
+    remedy: ClassVar[str] = (
+        "Check the credentials, and that they may list, read and write this prefix (a directory: its owner and "
+        "permissions, and that it isn't mounted read-only)."
+    )
 
     def __init__(self, url: str, verb: str) -> None:
         super().__init__(f"Store {url} refused {verb}")
@@ -171,6 +174,15 @@ class Damaged(Terminal):
         self.key = key
         self.what = what
         super().__init__(f"Object {key} is damaged: {what}")
+
+
+class KeysDamaged(Damaged):
+    """An object without which a namespace, or everything, stays closed is gone or altered."""
+
+    remedy: ClassVar[str] = (
+        "Put this object back from a copy or an older version of the bucket: nothing opens without it. If Tidemark "
+        "never wrote it, take it away."
+    )
 
 
 class ManifestMissing(Terminal):

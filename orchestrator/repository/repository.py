@@ -5,7 +5,9 @@ What must never happen here: a new key over data of an old one, or anything writ
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.repository.crypto import ObjectCipher, SealingKey
 from orchestrator.repository.errors import (
     Damaged,
+    KeysDamaged,
     NamespaceMissing,
     NotARepository,
     ObjectConflict,
@@ -44,6 +47,9 @@ from orchestrator.repository.vault import Vault as Vault
 from orchestrator.repository.wrapping import KeyWrapper, checked, wrapper_of
 
 FORMAT_NAME = "tidemark-repository"
+LAST_NUMBER = 99_999_999
+_NUMBER = re.compile(r"[0-9]{8}")
+_EPOCH = re.compile(NAMESPACES_PREFIX + r"([0-9a-f]{32})/[0-9]{8}")
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -96,16 +102,18 @@ class Repository:
         """Open one that exists. Raises RepositoryMissing, NotARepository, WrongKey, UnsupportedFormat, Damaged."""
         mark = await _read_mark(store)
         if mark is None:
+            if await _numbers(store, KEYS_PREFIX):
+                raise KeysDamaged(HEADER_KEY, "the object that says which repository this is is gone")
             stranger = await _stranger(store)
             if stranger is not None:
                 raise NotARepository(store.url, f"it holds {stranger}")
             raise RepositoryMissing(store.url)
-        number = await _newest_wrap(store)
-        if number is None:
+        numbers = await _numbers(store, KEYS_PREFIX)
+        if not numbers:
             if await _any(store, "n/") or await _any(store, NAMESPACES_PREFIX):
-                raise Damaged(KEYS_PREFIX, "the repository's wrapped keys are gone")
+                raise KeysDamaged(KEYS_PREFIX, "the repository's wrapped keys are gone")
             raise RepositoryMissing(store.url)
-        return cls(store, mark.id, await _unwrap(store, mark.id, number, wrapper_of(master)))
+        return cls(store, mark.id, await _unwrap_newest(store, mark.id, numbers, wrapper_of(master)))
 
     @classmethod
     async def open_or_create(
@@ -131,7 +139,12 @@ class Repository:
         """Return a namespace's vault; NamespaceMissing unless `create`."""
         ns = namespace_id(self._key.secret, namespace)
         prefix = f"{NAMESPACES_PREFIX}{ns}/"
-        epochs = [found.key async for found in self.store.list(prefix)]
+        epochs = [namespace_keys(ns, number) for number in await _numbers(self.store, prefix)]
+        if not epochs and await _any(self.store, f"n/{ns}/"):
+            # Another writer may have made the namespace since the first look.
+            epochs = [namespace_keys(ns, number) for number in await _numbers(self.store, prefix)]
+            if not epochs:
+                raise KeysDamaged(prefix, f"the keys of namespace {namespace.name} are gone, and its data is there")
         if not epochs:
             if not create:
                 raise NamespaceMissing(namespace.name, namespace.uid)
@@ -144,18 +157,22 @@ class Repository:
         return Vault(self.store, NamespaceKeys(self.id, ns, identity, newest.epoch, data_keys, newest.chunk_id_key))
 
     async def namespaces(self) -> list[NamespaceIdentity]:
-        """Return every namespace that has keys here, by name."""
+        """Return every namespace that has keys here, by name. KeysDamaged when there is data and none has keys."""
         found: dict[str, NamespaceIdentity] = {}
         async for info in self.store.list(NAMESPACES_PREFIX):
-            ns = info.key.split("/")[1]
-            if ns not in found:
+            named = _EPOCH.fullmatch(info.key)
+            if named is not None and named.group(1) not in found:
                 epoch = await self._open_epoch(info.key)
-                found[ns] = NamespaceIdentity(epoch.cluster_id, epoch.uid, epoch.name)
+                found[named.group(1)] = NamespaceIdentity(epoch.cluster_id, epoch.uid, epoch.name)
+        if not found and await _any(self.store, "n/") and not await _any(self.store, NAMESPACES_PREFIX):
+            raise KeysDamaged(NAMESPACES_PREFIX, "the keys of all namespaces are gone, and their data is there")
         return sorted(found.values(), key=lambda identity: (identity.name, identity.uid))
 
     async def rewrap(self, new: MasterKey | KeyWrapper) -> int:
         """Wrap the same repository key with another master key; that one opens it from now on. Returns its number."""
-        number, wrapper = (await _newest_wrap(self.store) or 0) + 1, wrapper_of(new)
+        number, wrapper = max(await _numbers(self.store, KEYS_PREFIX), default=0) + 1, wrapper_of(new)
+        if number > LAST_NUMBER:
+            raise KeysDamaged(master_wrap(LAST_NUMBER), "no number is left after it")
         await _put_wrap(self.store, self.id, number, wrapper, self._key.secret)
         opened = await _unwrap(self.store, self.id, number, wrapper)
         if opened.secret != self._key.secret:
@@ -174,8 +191,9 @@ class Repository:
         return await self.vault(namespace)
 
     async def lock(self) -> ObjectLock | None:
-        """Return the object lock that this repository says is promised: whoever writes keeps it. One listing."""
-        return (await self._lock())[1]
+        """Return the object lock that this repository says is promised; every writer keeps it. Damaged."""
+        number = await self._newest_lock()
+        return None if number is None else await self._open_lock(number)
 
     async def promise(self, lock: ObjectLock | None, *, clock: Clock | None = None) -> bool:
         """Say that a lock is promised from now on (or none); False when that is what it says already.
@@ -183,10 +201,14 @@ class Repository:
         A name is taken once and the highest number counts: of two that differ at the same time one is asked again.
         """
         while True:
-            number, known = await self._lock()
-            if known == lock:
-                return False
-            name = lock_promise(number)
+            newest = await self._newest_lock()
+            # One that doesn't open says nothing; what is put now counts from then on.
+            with contextlib.suppress(Damaged):
+                if lock == (None if newest is None else await self._open_lock(newest)):
+                    return False
+            if newest == LAST_NUMBER:
+                raise Damaged(lock_promise(newest), "no number is left after it")
+            name = lock_promise(0 if newest is None else newest + 1)
             value = _Lock(at=(clock or SystemClock()).now())
             if lock is not None:
                 seconds = lock.retention.total_seconds(), lock.renew_every.total_seconds()
@@ -198,18 +220,17 @@ class Repository:
                 continue
             return True
 
-    async def _lock(self) -> tuple[int, ObjectLock | None]:
-        """Return (number of the next document, what the newest one says); Damaged."""
-        numbers = await _numbers(self.store, LOCKS_PREFIX)
-        if not numbers:
-            return 0, None
-        name = lock_promise(max(numbers))
+    async def _newest_lock(self) -> int | None:
+        return max(await _numbers(self.store, LOCKS_PREFIX), default=None)
+
+    async def _open_lock(self, number: int) -> ObjectLock | None:
+        name = lock_promise(number)
         data = await self.store.get(name)
         try:
             cipher = ObjectCipher.of(self._key, Kind.LOCK, name, data)
         except WrongKey as error:
             raise Damaged(name, "it was sealed with another key, or its header was altered") from error
-        return max(numbers) + 1, _decode(name, open_body(cipher, data)[0], _Lock).lock()
+        return _decode(name, open_body(cipher, data)[0], _Lock).lock()
 
     async def _put_epoch(self, name: str, namespace: NamespaceIdentity, epoch: int, chunk_id_key: bytes) -> None:
         value = _NamespaceEpoch(
@@ -228,10 +249,15 @@ class Repository:
         try:
             cipher = ObjectCipher.of(self._key, Kind.NAMESPACE_KEYS, name, data)
         except WrongKey as error:
-            raise Damaged(name, "it was sealed with another key, or its header was altered") from error
-        value = _decode(name, open_body(cipher, data)[0], _NamespaceEpoch)
+            raise KeysDamaged(name, "it was sealed with another key, or its header was altered") from error
+        except Damaged as error:
+            raise KeysDamaged(name, error.what) from error
+        try:
+            value = _decode(name, open_body(cipher, data)[0], _NamespaceEpoch)
+        except Damaged as error:
+            raise KeysDamaged(name, error.what) from None
         if namespace_keys(name.split("/")[1], value.epoch) != name:
-            raise Damaged(name, "it holds another epoch")
+            raise KeysDamaged(name, "it holds another epoch")
         return value
 
 
@@ -273,12 +299,10 @@ async def _any(store: Store, prefix: str) -> bool:
     return False
 
 
-async def _newest_wrap(store: Store) -> int | None:
-    return max(await _numbers(store, KEYS_PREFIX), default=None)
-
-
 async def _numbers(store: Store, prefix: str) -> list[int]:
-    return [int(found.key.removeprefix(prefix)) async for found in store.list(prefix) if found.key[-8:].isdigit()]
+    """Return the numbers of `<prefix><8 digits>`, ascending; what else somebody put there is none of ours."""
+    rests = [found.key.removeprefix(prefix) async for found in store.list(prefix)]
+    return sorted(int(rest) for rest in rests if _NUMBER.fullmatch(rest))
 
 
 async def _put_or_adopt(store: Store, key: str, data: bytes) -> None:
@@ -292,6 +316,14 @@ async def _put_or_adopt(store: Store, key: str, data: bytes) -> None:
 async def _put_wrap(store: Store, repository_id: str, number: int, wrapper: KeyWrapper, secret: bytes) -> None:
     name = master_wrap(number)
     await _put_or_adopt(store, name, await wrapper.wrap(repository_id, name, secret))
+
+
+async def _unwrap_newest(store: Store, repository_id: str, numbers: list[int], wrapper: KeyWrapper) -> SealingKey:
+    """Open the newest wrap, and no other: an older one may be of a master key that was retired."""
+    try:
+        return await _unwrap(store, repository_id, numbers[-1], wrapper)
+    except Damaged as error:
+        raise KeysDamaged(error.key, error.what) from error
 
 
 async def _unwrap(store: Store, repository_id: str, number: int, wrapper: KeyWrapper) -> SealingKey:

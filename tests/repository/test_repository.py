@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.repository.errors import (
     Damaged,
+    KeysDamaged,
     NamespaceMissing,
     NotARepository,
     RepositoryMissing,
@@ -87,6 +88,44 @@ async def test_no_new_key_is_ever_made_over_old_data(store: Store) -> None:
     await store.delete("keys/00000000")
     with pytest.raises(Damaged):
         await Repository.open_or_create(store, MASTER)
+
+
+async def test_a_namespace_whose_keys_are_gone_is_told_and_gets_no_new_ones_over_its_data(store: Store) -> None:
+    # given a namespace with a point, and somebody who deletes its keys
+    repository = await Repository.open_or_create(store, MASTER)
+    await backup(await repository.vault(NAMESPACE, create=True), bytes(64 * 1024) + b"content", sequence=1)
+    (name,) = [found.key async for found in store.list("namespaces/")]
+    keys = await store.get(name)
+    await store.delete(name)
+    # then nobody is told that nothing is there, and nothing is written
+    with pytest.raises(KeysDamaged, match="gone"):
+        await repository.namespaces()
+    for create in (False, True):
+        with pytest.raises(KeysDamaged, match="gone"):
+            await repository.vault(NAMESPACE, create=create)
+    assert [found.key async for found in store.list("namespaces/")] == []
+    # and once they are back all is as it was
+    await store.put_new(name, keys)
+    assert await repository.namespaces() == [NAMESPACE]
+
+
+async def test_what_a_stranger_puts_beside_the_keys_closes_nothing(store: Store) -> None:
+    repository = await Repository.open_or_create(store, MASTER)
+    keys = (await repository.vault(NAMESPACE, create=True)).keys
+    for name in ("keys/x12345678", "keys/foo/00000009", "keys/123456789", "namespaces/zz", "namespaces/x/00000001"):
+        await store.put_new(name, b"mine")
+    await store.put_new(f"namespaces/{keys.namespace_id}/zz", b"mine")
+    reopened = await Repository.open(store, MASTER)
+    assert await reopened.namespaces() == [NAMESPACE]
+    assert (await reopened.vault(NAMESPACE)).keys == keys
+
+
+async def test_a_repository_without_its_mark_is_told_from_a_strangers_files(store: Store) -> None:
+    await Repository.open_or_create(store, MASTER)
+    await store.delete("tidemark")
+    for call in (Repository.open, Repository.open_or_create):
+        with pytest.raises(KeysDamaged, match="is gone"):
+            await call(store, MASTER)
 
 
 async def test_two_who_create_at_once_get_one_repository(store: Store) -> None:
