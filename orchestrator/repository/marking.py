@@ -65,12 +65,11 @@ class Marking:
         if level != self._recent_level:
             recent.clear()
             self._recent_level = level
-        for page in pages:
-            if page not in recent:
-                if len(recent) >= RECENT:
-                    recent.clear()
-                recent.add(page)
-                add(page)
+        for page in set(pages).difference(recent):
+            if len(recent) >= RECENT:
+                recent.clear()
+            recent.add(page)
+            add(page)
 
     async def run(
         self, *, on_leaf: LeafSeen | None = None, on_inner: InnerSeen | None = None, on_error: Failed | None = None

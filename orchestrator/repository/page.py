@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, ObjectRef
@@ -165,7 +166,7 @@ def encode_inner(level: int, children: Sequence[tuple[Ref | None, Overlay]]) -> 
 class Inner:
     """A decoded inner page."""
 
-    __slots__ = ("_first", "_objects", "_packs", "_raw", "_rows", "count", "level")
+    __slots__ = ("_first", "_objects", "_packs", "_raw", "_rows", "_tables", "count", "level")
 
     def __init__(self, raw: bytes, level: int) -> None:
         """Read an inner page that must be of `level`; ValueError when it is malformed."""
@@ -175,20 +176,20 @@ class Inner:
             raise ValueError("an inner page is cut short") from error
         if kind != INNER or seen != level or self.count > FAN_OUT or (overlays and level != 1):
             raise ValueError(f"not an inner page of level {level}")
-        self._objects = _table(raw, _INNER_HEAD.size, objects)
-        self._packs = _table(raw, _INNER_HEAD.size + 32 * objects, packs)
+        self._tables = (objects, packs)
+        # Decoded when asked for: a mark goes through many pages, and through the bytes of their tables only.
+        self._objects: list[ObjectRef] | None = None
+        self._packs: list[ObjectRef] | None = None
         at = _INNER_HEAD.size + 32 * (objects + packs)
         after = at + self.count * _CHILD.size
         if len(raw) != after + overlays * _OVERLAY.size:
             raise ValueError("an inner page's length is wrong")
         self._rows = list(_CHILD.iter_unpack(raw[at:after]))
-        if sum(row[1] for row in self._rows) != overlays:
-            raise ValueError("overlay counts don't agree")
         self.level = level
         self._raw = raw
-        self._first = [after]
-        for row in self._rows:
-            self._first.append(self._first[-1] + row[1] * _OVERLAY.size)
+        self._first = list(accumulate((row[1] * _OVERLAY.size for row in self._rows), initial=after))
+        if self._first[-1] != len(raw):
+            raise ValueError("overlay counts don't agree")
 
     def child(self, number: int) -> Ref | None:
         """Return the reference to a child, None when it has no page."""
@@ -197,26 +198,33 @@ class Inner:
         position, _, slot, length, digest = self._rows[number]
         if position == NO_OBJECT:
             return None
+        if self._objects is None:
+            self._objects = _table(self._raw, _INNER_HEAD.size, self._tables[0])
         if position >= len(self._objects):
             raise ValueError("a child names an object that isn't in the page's table")
         return Ref(self._objects[position], slot, length, digest)
 
-    def children(self) -> Iterator[bytes]:
-        """Yield each child's reference as it is written, 72 bytes: object (32), slot, length, digest. ValueError."""
-        objects = [ref.to_bytes() for ref in self._objects]
-        start = self._first[0] - self.count * _CHILD.size
-        for at, row in zip(range(start, self._first[0], _CHILD.size), self._rows, strict=True):
-            if row[0] != NO_OBJECT:
-                if row[0] >= len(objects):
-                    raise ValueError("a child names an object that isn't in the page's table")
-                yield objects[row[0]] + self._raw[at + 4 : at + _CHILD.size]
+    def children(self) -> list[bytes]:
+        """Return the references as they are written, 72 bytes each: object (32), slot, length, digest. ValueError."""
+        raw, at, size = self._raw, _INNER_HEAD.size, _CHILD.size
+        objects = [raw[start : start + 32] for start in range(at, at + 32 * self._tables[0], 32)]
+        starts = range(self._first[0] - self.count * size, self._first[0], size)
+        try:
+            return [
+                objects[row[0]] + raw[start + 4 : start + size]
+                for row, start in zip(self._rows, starts, strict=True)
+                if row[0] != NO_OBJECT
+            ]
+        except IndexError as error:
+            raise ValueError("a child names an object that isn't in the page's table") from error
 
     def overlay(self, number: int) -> Overlay:
         """Return a leaf's overlay."""
         if number >= self.count:
             return []
         rows = _OVERLAY.iter_unpack(self._raw[self._first[number] : self._first[number + 1]])
-        return [(index, _entry(chunk_id, word, self._packs) if word else None) for index, chunk_id, word in rows]
+        packs = self.packs
+        return [(index, _entry(chunk_id, word, packs) if word else None) for index, chunk_id, word in rows]
 
     def rows(self) -> memoryview:
         """Return all overlay entries as they are written: 42 bytes each, holes included."""
@@ -229,6 +237,8 @@ class Inner:
     @property
     def packs(self) -> list[ObjectRef]:
         """Return the packs that overlay entries use."""
+        if self._packs is None:
+            self._packs = _table(self._raw, _INNER_HEAD.size + 32 * self._tables[0], self._tables[1])
         return self._packs
 
 
