@@ -18,6 +18,7 @@ from orchestrator.blocks.crew import Channel, Crew
 from orchestrator.blocks.tally import Tallies, Tally
 from orchestrator.blocks.target import Target
 from orchestrator.blocks.throttle import Throttle
+from orchestrator.repository.buffers import big_buffer, keep_freed_memory
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.errors import Damaged
 from orchestrator.repository.layout import PACK_TARGET, ObjectRef
@@ -27,7 +28,7 @@ from orchestrator.repository.packreader import PackReader, Sealed
 from orchestrator.repository.vault import Vault
 
 GROUP_BYTES = PACK_TARGET
-"""Sealed bytes that are fetched together: a pack whose chunks are all wanted comes in one request."""
+"""Bytes that are fetched together: a pack whose chunks are all wanted comes in one request."""
 FETCHERS = 3
 """Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
 BATCH_CHUNKS = 16
@@ -67,6 +68,7 @@ async def write_point(
     The target is at least as large as the volume was (`Target.open` refuses others); what is beyond is zeroed. Raises
     Damaged, ObjectMissing (a chunk is gone), TargetFull, store errors. A target that failed half-way holds garbage.
     """
+    keep_freed_memory()
     tallies = tallies or Tallies()
     tallies.total_bytes = manifest.root.volume_size
     await _Writing(vault, manifest, target, options or RestoreOptions(), tallies).run()
@@ -132,12 +134,13 @@ class _Writing:
             by_pack.setdefault(entry.pack, []).append(entry)
         group: Group = {}
         weight = 0
-        for entries in by_pack.values():
-            size = sum(entry.length for entry in entries)
+        for pack, entries in by_pack.items():
+            entries.sort(key=_slot)
+            size = self._packs.weight(pack, entries)
             if group and weight + size > GROUP_BYTES:  # no pack is cut in two: that would be one request more
                 self._todo.put(group)
                 group, weight = {}, 0
-            group.update((entry, where[entry]) for entry in sorted(entries, key=_slot))
+            group.update((entry, where[entry]) for entry in entries)
             weight += size
         if group:
             self._todo.put(group)
@@ -174,17 +177,16 @@ class _Writing:
         by_pack: dict[ObjectRef, list[Entry]] = {}
         for entry in group:
             by_pack.setdefault(entry.pack, []).append(entry)
-        fetches = [self._packs.fetch(pack, entries) for pack, entries in by_pack.items()]
-        found = await asyncio.gather(*fetches, return_exceptions=True)
-        for one in found:
-            if isinstance(one, BaseException):
-                raise one
-        return [sealed for one in found if not isinstance(one, BaseException) for sealed in one]
+        return await self._packs.fetch_all(by_pack)
 
-    def put(self, sealed: Sealed, indexes: list[int], tally: Tally) -> None:
+    def scratch(self) -> memoryview:
+        """Return memory for one writer to open chunks in."""
+        return memoryview(big_buffer(self._chunk))
+
+    def put(self, sealed: Sealed, indexes: list[int], tally: Tally, scratch: memoryview) -> None:
         """Open one chunk and write it wherever it belongs."""
         started = time.perf_counter()
-        plain = self._packs.open(sealed)
+        plain = self._packs.open(sealed, scratch)
         opened = time.perf_counter()
         tally.add_seconds("open", opened - started)
         for index in indexes:
@@ -206,13 +208,13 @@ class _Writer:
 
     def run(self) -> None:
         """Open and write chunks until there are no more."""
-        work, tally = self._work, self._tally
+        work, tally, scratch = self._work, self._tally, self._work.scratch()
         while (batch := work.ready()) is not None:
             for sealed, indexes in batch:
                 work._crew.check()
                 tally.fetched += sealed.entry.length
                 tally.chunks_read += 1
-                work.put(sealed, indexes, tally)
+                work.put(sealed, indexes, tally, scratch)
 
 
 def _slot(entry: Entry) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator.blocks.errors import DeviceReadFailed, DeviceSizeMismatch, NotADevice, open_failed
+from orchestrator.repository.buffers import big_buffer
 
 BLKGETSIZE64 = 0x80081272
 BLKSSZGET = 0x1268
@@ -149,7 +150,4 @@ def _reopen_direct(fd: int, path: str) -> tuple[int, bool]:
 
 def aligned_buffer(size: int) -> memoryview:
     """Return a page-aligned, writable buffer of at least `size` bytes, rounded up to ALIGN."""
-    import mmap
-
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return memoryview(mmap.mmap(-1, max(-(-size // ALIGN) * ALIGN, ALIGN), flags=private))
+    return memoryview(big_buffer(max(-(-size // ALIGN) * ALIGN, ALIGN)))

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.repository.buffers import big_buffer
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import (
     AccessDenied,
@@ -28,11 +29,15 @@ from orchestrator.repository.errors import (
     StoreUnavailable,
     StoreUnsuitable,
 )
-from orchestrator.repository.store import ObjectInfo
+from orchestrator.repository.store import ObjectInfo, coalesce
 
 TEMPORARY = ".tmp"
 """Folder of files on their way. No object's name has a part that starts with a dot."""
 LIST_BATCH = 1000
+GAP = 4096
+"""Bytes between two pieces that are read along rather than asked for apart."""
+BIG = 1 << 20
+"""Bytes from which on what is read gets a buffer of its own."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -94,10 +99,10 @@ class DirectoryStore:
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return a piece of an object."""
-        return (await self.get_ranges(key, [(start, length)]))[0]
+        return bytes((await self.get_ranges(key, [(start, length)]))[0])
 
-    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return pieces of an object; it is opened once."""
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        """Return pieces of an object, those that lie together as views of what was read at once."""
         return await self._run("get", lambda: self._read(key, ranges), key)
 
     async def put_new(self, key: str, data: Bytes) -> None:
@@ -149,10 +154,16 @@ class DirectoryStore:
             raise ValueError(f"{key!r} is not an object's name")
         return self.root.joinpath(*parts)
 
-    def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> builtins.list[bytes]:
+    def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> builtins.list[Bytes]:
         descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return [_pread(descriptor, start, length) for start, length in ranges]
+            pieces: builtins.list[Bytes] = [b""] * len(ranges)
+            for start, length, members in coalesce(ranges, GAP):
+                data = _read_at(descriptor, start, length)
+                for position in members:
+                    first, size = ranges[position]
+                    pieces[position] = data[first - start : first - start + size]
+            return pieces
         finally:
             os.close(descriptor)
 
@@ -245,15 +256,16 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
-def _pread(descriptor: int, start: int, length: int) -> bytes:
-    pieces = []
-    while length > 0:
-        piece = os.pread(descriptor, length, start)
-        if not piece:
-            break
-        pieces.append(piece)
-        start, length = start + len(piece), length - len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _read_at(descriptor: int, start: int, length: int) -> Bytes:
+    """Return what a file has there, fewer bytes only at its end."""
+    if length < BIG:
+        data = os.pread(descriptor, length, start)
+        if len(data) == length:
+            return data
+    buffer, done = memoryview(big_buffer(max(length, 1))), 0
+    while done < length and (got := os.preadv(descriptor, [buffer[done:length]], start + done)):
+        done += got
+    return buffer[:done]
 
 
 def _same(path: Path, data: Bytes) -> bool:

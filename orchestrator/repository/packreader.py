@@ -10,13 +10,19 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.repository.compression import decompress
-from orchestrator.repository.crypto import Bytes, ObjectCipher
+from orchestrator.repository.crypto import TAG, Bytes, ObjectCipher
 from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.pack import Entry
 from orchestrator.repository.relocation import Relocation
+from orchestrator.repository.store import coalesce
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.whereabouts import Whereabouts
+
+GAPS = (512 << 10, 1 << 20, 2 << 20, 4 << 20)
+"""Two chunks of a pack that are so near may be fetched in one request."""
+REQUEST_BYTES = 1 << 20
+"""So many bytes between two chunks cost as much as one more request."""
 
 
 class Sealed(NamedTuple):
@@ -64,6 +70,7 @@ class PackReader:
 
         What compaction brought into one pack from several comes together.
         """
+        await self._moved.load()
         calls: list[Coroutine[Any, Any, list[Sealed]]] = []
         moved: dict[ObjectRef, list[tuple[Entry, int]]] = {}
         for pack, entries in by_pack.items():
@@ -82,6 +89,14 @@ class PackReader:
             found += one
         return found
 
+    def weight(self, pack: ObjectRef, entries: Sequence[Entry]) -> int:
+        """Return about how many bytes fetching these chunks of one pack puts into memory."""
+        relocation = self._moved.known(pack)
+        if relocation is not None:
+            return sum(entry.length for entry in entries)
+        ranges = [(entry.slot * SLOT_UNIT, entry.length) for entry in entries]
+        return sum(size for _, size, _ in _joined(ranges) or coalesce(ranges))
+
     async def _fetch_moved(self, target: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:
         try:
             return await self._fetch(target, places)
@@ -96,12 +111,20 @@ class PackReader:
         (sealed,) = await self.fetch(entry.pack, [entry])
         return self.open(sealed)
 
-    def open(self, sealed: Sealed) -> Bytes:
-        """Return a chunk's plaintext (at most chunk_size bytes), checked against its id; Damaged. Any thread."""
+    def open(self, sealed: Sealed, scratch: memoryview | None = None) -> Bytes:
+        """Return a chunk's plaintext (at most chunk_size bytes), checked against its id; Damaged. Any thread.
+
+        `scratch`: memory of the caller's thread to work in, chunk_size bytes; what is returned may lie there, and is
+        true only until the next call with it.
+        """
         entry, name = sealed.entry, sealed.cipher.name
         if len(sealed.data) != entry.length:
             raise Damaged(name, f"it ends inside the chunk at slot {sealed.slot}")
-        packed = sealed.cipher.open(sealed.slot, sealed.data)
+        packed: Bytes
+        if scratch is None or entry.length - TAG > len(scratch):
+            packed = sealed.cipher.open(sealed.slot, sealed.data)
+        else:
+            packed = sealed.cipher.open_into(sealed.slot, sealed.data, scratch)
         try:
             plain = decompress(entry.codec, packed, self._chunk_size)
         except ValueError as error:
@@ -126,7 +149,7 @@ class PackReader:
 
     async def _fetch(self, pack: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:
         ranges = [(slot * SLOT_UNIT, entry.length) for entry, slot in places]
-        pieces = await self._vault.store.get_ranges(self._vault.names.pack(pack), ranges)
+        pieces = await self._pieces(self._vault.names.pack(pack), ranges)
         cipher = self._ciphers.get(pack)
         if cipher is None and pieces:
             cipher = self._vault.cipher_for(Kind.PACK, pack, places[0][1], pieces[0])
@@ -134,6 +157,39 @@ class PackReader:
                 self._ciphers.clear()
             self._ciphers[pack] = cipher
         return [Sealed(entry, cipher, slot, data) for (entry, slot), data in zip(places, pieces, strict=True) if cipher]
+
+    async def _pieces(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        joined = _joined(ranges)
+        if joined is None:
+            return await self._vault.store.get_ranges(name, ranges)
+        whole = await self._vault.store.get_ranges(name, [(start, size) for start, size, _ in joined])
+        return _cut(ranges, joined, whole)
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]] | None:
+    """Join ranges of a pack through what is dead between them, if that is cheaper; None: as the store joins them."""
+    best, found = _cost(coalesce(ranges)), None
+    for gap in GAPS if best > REQUEST_BYTES else ():
+        joined = coalesce(ranges, gap)
+        if _cost(joined) < best:
+            best, found = _cost(joined), joined
+    return found
+
+
+def _cost(joined: Sequence[tuple[int, int, list[int]]]) -> int:
+    return sum(size for _, size, _ in joined) + (len(joined) - 1) * REQUEST_BYTES
+
+
+def _cut(
+    ranges: Sequence[tuple[int, int]], joined: Sequence[tuple[int, int, list[int]]], whole: Sequence[Bytes]
+) -> list[Bytes]:
+    found: dict[int, Bytes] = {}
+    for (start, _, members), data in zip(joined, whole, strict=True):
+        view = memoryview(data)
+        for position in members:
+            first, length = ranges[position]
+            found[position] = view[first - start : first - start + length]
+    return [found[position] for position in range(len(ranges))]
 
 
 def _place(place: tuple[Entry, int]) -> int:

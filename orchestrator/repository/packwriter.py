@@ -11,6 +11,7 @@ import mmap
 import threading
 from concurrent.futures import Future
 
+from orchestrator.repository.buffers import big_buffer
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
 from orchestrator.repository.layout import PACK_TARGET
@@ -97,8 +98,7 @@ class PackWriter:
             return self._free.pop()
         if self._spare:
             self._spare -= 1
-            # Not a bytearray: fresh pages are zero without being written, and a small increment touches only a few.
-            return mmap.mmap(-1, self._target, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return big_buffer(self._target)
         return None
 
     def _leave(self, filling: _Filling, *, full: bool) -> None:
