@@ -10,7 +10,7 @@ QUICK := tests/policies tests/decisions tests/api tests/observe tests/volumes te
 # Two at a time, a file to a worker: most tests wait for processes and timers, not for the CPU.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: help install demo test quick check static lint types contracts gen gen-check bench real-tools test-real test-system requests clean
+.PHONY: help install demo test quick check static lint types contracts gen gen-check bench real-tools lock-server test-real test-system requests clean
 
 export KUBEBUILDER_ASSETS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidemark/tools/bin
 .DEFAULT_GOAL := help
@@ -66,6 +66,9 @@ bench: $(STAMP) ## Benchmarks; ARGS="--only NAME"
 
 real-tools: ## Build Kubernetes, its tools, object stores and Go clients from pinned modules (cached)
 	@sh tests/real/tools/build.sh
+
+lock-server: ## Build MinIO, the second server for object lock: TIDEMARK_LOCK_SERVER=minio make test-real ARGS=tests/repository/test_object_lock.py
+	@sh tests/real/tools/build.sh lock-server
 
 test-real: $(STAMP) ## Suites against real servers and tools (make real-tools first)
 	@$(BIN)/python -m pytest -q -m real $(ARGS)

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import Terminal
 from orchestrator.repository.crypto import Bytes
-from orchestrator.repository.errors import ObjectConflict, ObjectMissing, StoreUnavailable
+from orchestrator.repository.errors import Damaged, ObjectConflict, ObjectMissing, StoreUnavailable
 from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, LOCKS_PREFIX, NAMESPACES_PREFIX
 from orchestrator.repository.store import CountingStore, ObjectInfo, Store, open_store
 
@@ -83,6 +83,36 @@ class LockClient(Protocol):
     async def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+class UnclearPromise:
+    """Stands for a lock client where the promise can't be read: reading goes on, putting what is to last is refused."""
+
+    def __init__(self, error: Damaged) -> None:
+        self._key, self._what = error.key, error.what
+
+    async def put_locked(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> bool:
+        """Raise Damaged."""
+        raise Damaged(self._key, self._what)
+
+    async def put_over(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> None:
+        """Raise Damaged."""
+        raise Damaged(self._key, self._what)
+
+    async def renew(self, key: str, mode: LockMode, until: datetime) -> None:
+        """Raise Damaged."""
+        raise Damaged(self._key, self._what)
+
+    async def problems(self) -> list[str]:
+        """Say what is wrong."""
+        return [self._what]
+
+    async def close(self) -> None:
+        """Do nothing: no connection is held."""
+
+
+UNCLEAR = ObjectLock(timedelta(days=2), timedelta(days=1))
+"""What an `UnclearPromise` is asked for, and refuses."""
 
 
 def is_locked(key: str) -> bool:

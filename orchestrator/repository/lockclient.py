@@ -96,10 +96,14 @@ class S3LockClient:
         """Extend an object's retention; one that lasts longer already is left as it is."""
         try:
             await self._call("put_object_retention", key, Retention={"Mode": mode, "RetainUntilDate": until})
-        except AccessDenied:
-            found = await self._call("get_object_retention", key)
-            if found["Retention"]["RetainUntilDate"] < until:
+        except (AccessDenied, LockUnsupported):
+            # Stores don't agree in how they refuse a shorter lock, or another mode.
+            found = (await self._call("get_object_retention", key))["Retention"]
+            if found["RetainUntilDate"] >= until:
+                return
+            if found["Mode"] == mode:
                 raise
+            await self._call("put_object_retention", key, Retention={**found, "RetainUntilDate": until})
 
     async def retained_until(self, key: str) -> datetime | None:
         """Return until when an object is kept, None when it isn't locked."""

@@ -12,25 +12,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from orchestrator.fence import OpenFence
-from orchestrator.repository.errors import AccessDenied, ObjectConflict, StoreOptionUnknown, StoreUnavailable
+from orchestrator.repository.errors import (
+    AccessDenied,
+    ManifestMissing,
+    ObjectConflict,
+    PointCancelled,
+    StoreOptionUnknown,
+    StoreUnavailable,
+)
 from orchestrator.repository.keys import MasterKey
-from orchestrator.repository.lock import LockedStore, LockUnsupported, ObjectLock, is_locked, open_locked_store
+from orchestrator.repository.lock import (
+    LockedStore,
+    LockMode,
+    LockUnsupported,
+    ObjectLock,
+    is_locked,
+    open_locked_store,
+)
 from orchestrator.repository.lockclient import S3LockClient
 from orchestrator.repository.lockrenewal import due, last_renewed, renew
 from orchestrator.repository.maintenance import plan_sweep, sweep
+from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.point import remove
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
 from tests.repository.engine import NAMESPACE, backup, restore
-from tests.repository.lockservers import BUCKET, LockServer
+from tests.repository.lockservers import BUCKET, SERVER, LockServer
 
 real = pytest.mark.real
 SIZE = 1024
 DAY = timedelta(days=1)
 LOCK = ObjectLock(retention=30 * DAY, renew_every=7 * DAY)
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+REFUSED = r"AccessDenied|WORM protected"
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +138,8 @@ async def test_not_even_the_buckets_owner_deletes_a_version_that_is_locked(serve
         found = await server.call("root", "list_object_versions", Prefix=f"{prefix}/n/")
         locked = [v for v in found["Versions"] if is_locked(v["Key"].removeprefix(f"{prefix}/"))]
         assert len(locked) >= 3
-        from botocore.exceptions import ClientError
-
         for version in locked:
-            with pytest.raises(ClientError, match="AccessDenied"):
+            with pytest.raises(ClientError, match=REFUSED):
                 await server.call("root", "delete_object", Key=version["Key"], VersionId=version["VersionId"])
         # hidden by a marker, it comes back when the marker goes
         (pack,) = (version["Key"] for version in locked if "/packs/" in version["Key"])
@@ -182,6 +198,128 @@ async def test_maintenance_renews_what_lives_and_lets_the_rest_run_out(server: L
 
 
 @real
+async def test_a_point_is_removed_for_good_by_who_may_delete_nothing(server: LockServer, url: str) -> None:
+    prefix = url.removeprefix(f"s3://{BUCKET}/")
+    async with opened(server, url, "writer") as vault:
+        gone = await backup(vault, _volume(4), sequence=1, chunk_size=SIZE)
+        kept = await backup(vault, _volume(5), sequence=2, chunk_size=SIZE)
+        manifest = await vault.store.get(gone.key)
+        # when one is removed, and removed again
+        await remove(vault, gone, OpenFence())
+        await remove(vault, gone, OpenFence())
+        # then it is gone, and its writer, stopped before the commit, can't bring it back
+        with pytest.raises(PointCancelled):
+            await open_manifest(vault, gone.key)
+        with pytest.raises(ObjectConflict):
+            await vault.store.put_new(gone.key, manifest)
+        assert await restore(vault, kept) == _volume(5)
+        assert (await verify(vault, depth="full", record=False)).ok
+    # and what it was stays under the record that ended it, undeletable until its own lock is over
+    record, old = await server.versions(f"{prefix}/{gone.key}")
+    assert (record["IsLatest"], old["IsLatest"], old["Size"]) == (True, False, len(manifest))
+    for version in (record, old):
+        with pytest.raises(ClientError, match=REFUSED):
+            await server.call("root", "delete_object", Key=version["Key"], VersionId=version["VersionId"])
+
+
+@real
+async def test_what_removed_points_used_is_swept_and_its_versions_wait_for_their_lock(
+    server: LockServer, url: str
+) -> None:
+    prefix = url.removeprefix(f"s3://{BUCKET}/")
+    async with opened(server, url, "root") as vault:
+        gone = await backup(vault, _volume(6), sequence=1, chunk_size=SIZE)
+        kept = await backup(vault, _volume(7), sequence=2, chunk_size=SIZE)
+        await remove(vault, gone, OpenFence())
+        for days in (0, 2, 4, 6):
+            now = datetime.now(UTC) + days * DAY
+            await sweep(vault, await plan_sweep(vault, now=now, grace=DAY, intent_age=36500 * DAY), OpenFence())
+        packs = await server.versions(f"{prefix}/{vault.names.packs}")
+        lone = [v for v in packs if not v["IsMarker"] and not v["IsLatest"]]
+        assert len(packs) == 3
+        assert [v["Key"] for v in lone] == [v["Key"] for v in packs if v["IsMarker"]]
+        with pytest.raises(ClientError, match=REFUSED):
+            await server.call("root", "delete_object", Key=lone[0]["Key"], VersionId=lone[0]["VersionId"])
+        assert await restore(vault, kept) == _volume(7)
+        assert (await verify(vault, depth="full", record=False)).ok
+
+
+@real
+async def test_a_point_hidden_by_a_stranger_is_brought_back_or_removed(server: LockServer, url: str) -> None:
+    prefix = url.removeprefix(f"s3://{BUCKET}/")
+    async with opened(server, url, "writer") as vault:
+        ref = await backup(vault, _volume(8), sequence=1, chunk_size=SIZE)
+        marker = await server.call("root", "delete_object", Key=f"{prefix}/{ref.key}")
+        with pytest.raises(ManifestMissing):
+            await open_manifest(vault, ref.key)
+        await server.call("root", "delete_object", Key=f"{prefix}/{ref.key}", VersionId=marker["VersionId"])
+        assert await restore(vault, ref) == _volume(8)
+        # a name that holds nothing but a marker can be ended too, on every server
+        await server.call("root", "delete_object", Key=f"{prefix}/{ref.key}")
+        await remove(vault, ref, OpenFence())
+        with pytest.raises(PointCancelled):
+            await open_manifest(vault, ref.key)
+
+
+@real
+@pytest.mark.parametrize("mode", ["COMPLIANCE", "GOVERNANCE"])
+async def test_a_lock_ends_when_its_time_is_over_or_by_a_permission_in_governance_mode(
+    server: LockServer, url: str, mode: LockMode
+) -> None:
+    prefix = url.removeprefix(f"s3://{BUCKET}/")
+    client = S3LockClient(url, server.options("root"))
+    try:
+        until = datetime.now(UTC) + timedelta(hours=1)
+        assert await client.put_locked("object", b"long", mode, until)
+        over = datetime.now(UTC) + timedelta(seconds=3)
+        assert await client.put_locked("brief", b"brief", mode, over)
+        long, brief = [
+            {"Key": version["Key"], "VersionId": version["VersionId"]}
+            for name in ("object", "brief")
+            for version in await server.versions(f"{prefix}/{name}")
+        ]
+        # a lock is made longer by who may renew, never shorter
+        longer = until + timedelta(minutes=1)
+        await client.renew("object", mode, longer)
+        await client.renew("object", mode, until)
+        assert abs(await _until(client) - longer) < timedelta(seconds=1)
+        # and who renews with another mode, after a change of the promise, keeps it all the same
+        await client.renew("object", "GOVERNANCE", longer := longer + timedelta(minutes=1))
+        assert abs(await _until(client) - longer) < timedelta(seconds=1)
+        with pytest.raises(ClientError, match=REFUSED):
+            await server.call("root", "delete_object", **long)
+        if mode == "COMPLIANCE":
+            with pytest.raises(ClientError, match=REFUSED):
+                await server.call("root", "delete_object", **long, BypassGovernanceRetention=True)
+        else:
+            await server.call("root", "delete_object", **long, BypassGovernanceRetention=True)
+        while datetime.now(UTC) < over + timedelta(seconds=1):
+            await asyncio.sleep(0.2)  # the server's clock is the real one
+        await server.call("root", "delete_object", **brief)
+        left = await server.versions(prefix)
+        assert [version["Key"] for version in left] == ([long["Key"]] if mode == "COMPLIANCE" else [])
+    finally:
+        await client.close()
+
+
+async def _until(client: S3LockClient) -> datetime:
+    found = await client.retained_until("object")
+    assert found is not None
+    return found
+
+
+@real
+async def test_a_clock_that_is_behind_breaks_no_promise(server: LockServer, url: str) -> None:
+    clock = Clock()
+    clock.instant -= timedelta(minutes=14)  # one that is further behind is refused by the store
+    async with opened(server, url, "writer", clock) as vault:
+        await backup(vault, _volume(9), sequence=1, chunk_size=SIZE)
+        kept = [until for key, until in (await _retained(vault)).items() if is_locked(key) and "/n/" in f"/{key}"]
+        assert len(kept) >= 3
+        assert all(until is not None and until >= datetime.now(UTC) + LOCK.retention for until in kept)
+
+
+@real
 async def test_what_is_wrong_with_a_bucket_is_said(server: LockServer) -> None:
     client = S3LockClient(f"s3://{BUCKET}/p", server.options("root"))
     assert await client.problems() == ["no lifecycle rule expires noncurrent versions: space never comes back"]
@@ -231,3 +369,32 @@ def _stranger() -> Any:
     from orchestrator.repository.layout import ObjectRef
 
     return ObjectRef.new(str(uuid.uuid4()))
+
+
+if SERVER == "minio":  # versitygw knows no lifecycle rules
+
+    @real
+    async def test_a_lifecycle_rule_takes_old_versions_once_their_lock_is_over_and_no_sooner(
+        server: LockServer, url: str
+    ) -> None:
+        client = S3LockClient(url, server.options("root"))
+        key = f"{url.removeprefix(f's3://{BUCKET}/')}/object"
+        # Days can't be waited for in a test; a rule by number acts at once.
+        rule = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": key}}
+        expiration = {"NoncurrentVersionExpiration": {"NewerNoncurrentVersions": 1}}
+        try:
+            assert await client.no_lifecycle() != []
+            until = datetime.now(UTC) + timedelta(seconds=20)
+            for number in range(3):
+                await client.put_over("object", b"%d" % number, "COMPLIANCE", until)
+            configuration = {"Rules": [{**rule, **expiration}]}
+            await server.call("root", "put_bucket_lifecycle_configuration", LifecycleConfiguration=configuration)
+            assert await client.problems() == []
+            while len(found := await server.versions(key)) == 3:
+                assert datetime.now(UTC) < until + timedelta(minutes=5)
+                await asyncio.sleep(0.5)  # a real process: there is nothing to wait on
+            assert datetime.now(UTC) >= until - timedelta(seconds=1)
+            assert len(found) == 2
+        finally:
+            await server.call("root", "delete_bucket_lifecycle")
+            await client.close()

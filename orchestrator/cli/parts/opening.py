@@ -16,6 +16,7 @@ from orchestrator.cli.parts.errors import OptionsUnreadable
 
 if TYPE_CHECKING:
     from orchestrator.repository.repository import Repository
+    from orchestrator.repository.store import Store
 
 ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "s3": {
@@ -77,10 +78,24 @@ async def repository(
     store = CountingStore(await open_store(url, given))
     try:
         opened = await (Repository.open_or_create(store, master) if create else Repository.open(store, master))
-        if url.startswith("s3:") and (lock := await opened.lock()) is not None:
-            from orchestrator.repository.lock import with_lock
-
-            store.inner = with_lock(store.inner, url, given, lock)
+        if url.startswith("s3:"):
+            store.inner = await _as_promised(opened, store.inner, url, given)
         yield opened
     finally:
         await store.close()
+
+
+async def _as_promised(opened: Repository, store: Store, url: str, options: dict[str, str]) -> Store:
+    """Return the store with the object lock that the repository says is promised.
+
+    Where that can't be read, restores go on and what would have to be locked is refused: anybody who may put could
+    otherwise stop restores, or make us forget the lock.
+    """
+    from orchestrator.repository.errors import Damaged
+    from orchestrator.repository.lock import UNCLEAR, LockedStore, UnclearPromise, with_lock
+
+    try:
+        lock = await opened.lock()
+    except Damaged as error:
+        return LockedStore(store, UnclearPromise(error), UNCLEAR)
+    return store if lock is None else with_lock(store, url, options, lock)
