@@ -86,11 +86,14 @@ def _wanted(retention: str | None, renew_every: str | None, mode: Mode) -> Objec
 
 
 async def _run(url: str, key_file: Path, options: Path | None, wanted: ObjectLock | None, release: bool) -> list[str]:
+    from orchestrator.repository.lock import past_unclear
+
     if wanted is not None:
         advice = await _check(url, options)
     async with repository(url, key_file, options) as opened:
         if wanted is None and not release:
             return [_sentence(await opened.lock())]
+        opened.store = past_unclear(opened.store)
         await opened.promise(wanted)
     if wanted is None:
         return [_sentence(None), "What is locked stays so until its time is over."]

@@ -111,6 +111,12 @@ class UnclearPromise:
         """Do nothing: no connection is held."""
 
 
+def past_unclear(store: Store) -> Store:
+    """Return the store behind an `UnclearPromise`, else the store as it is: for who makes the promise anew."""
+    found = locked(store)
+    return found.inner if found is not None and isinstance(found.client, UnclearPromise) else store
+
+
 UNCLEAR = ObjectLock(timedelta(days=2), timedelta(days=1))
 """What an `UnclearPromise` is asked for, and refuses."""
 

@@ -48,6 +48,8 @@ class Bucket:
     """Whether the answer to a request gets lost after it was carried out: the connection is cut."""
     silent: asyncio.Event | None = None
     """While it isn't set, nothing is answered."""
+    locks: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    """Mode and end of the lock that a put asked for."""
     tokens: int = 0
     """Session tokens that the metadata service gave."""
 
@@ -78,6 +80,9 @@ class Bucket:
             if request.headers.get("If-None-Match") == "*" and key in self.objects:
                 return web.Response(status=412, text="<Error><Code>PreconditionFailed</Code></Error>")
             self.objects[key] = body
+            if mode := request.headers.get("x-amz-object-lock-mode"):
+                until = request.headers["x-amz-object-lock-retain-until-date"]
+                self.locks[key] = mode, datetime.fromisoformat(until)
             return web.Response(headers={"ETag": f'"{md5(body, usedforsecurity=False).hexdigest()}"'})
         if request.method == "DELETE":
             self.objects.pop(key, None)
