@@ -28,6 +28,8 @@ _DENIED = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|Aut
 _SLOW = re.compile(r"SlowDown|ServerBusy|TooManyRequests|RequestLimitExceeded")
 _PASSING_400 = re.compile(r"RequestTimeout|BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|Md5Mismatch")
 """Refusals of what arrived, not of what was sent: it was cut or altered on its way."""
+_BEYOND = re.compile(r"Wanted range starting at")
+"""The object ends before the range, and the store answered all the same."""
 _PAGE = re.compile(r"<html|<!doctype html|default backend|404 page not found", re.IGNORECASE)
 
 
@@ -97,6 +99,8 @@ def judge(error: BaseException, *, xml: bool) -> Verdict:
         return Verdict.SLOW
     if status is None and _DENIED.search(text):
         return Verdict.DENIED  # a deletion is sent as a list of one, and refused inside an answer that is fine
+    if _BEYOND.search(text):
+        return Verdict.FINAL
     if status is not None and status < 500 and status not in (408, 409, 412) and not _PASSING_400.search(text):
         return Verdict.FINAL
     return Verdict.PASSING
