@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import tempfile
 import zlib
 from contextlib import AsyncExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -22,37 +24,45 @@ from orchestrator.repository.errors import (
     StoreUnavailable,
 )
 from orchestrator.repository.lock import LockMode, LockUnsupported
+from orchestrator.repository.patience import PATIENCE_OPTIONS, Patience
 
 CALL_TIMEOUT_S = 900.0
 _TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _GONE = frozenset({"NoSuchKey", "404", "MethodNotAllowed", "NoSuchObjectLockConfiguration"})
-_OPTIONS = frozenset(
-    {
-        "access_key_id",
-        "secret_access_key",
-        "session_token",
-        "region",
-        "endpoint",
-        "allow_http",
-        "virtual_hosted_style_request",
-        "server_side_encryption",
-        "sse_kms_key_id",
-    }
-)
+_SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+_OPTIONS = PATIENCE_OPTIONS | {
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "role_arn",
+    "role_session_name",
+    "web_identity_token_file",
+    "metadata_endpoint",
+    "region",
+    "endpoint",
+    "allow_http",
+    "ca_certificate",
+    "virtual_hosted_style_request",
+    "server_side_encryption",
+    "sse_kms_key_id",
+}
 
 
 class S3LockClient:
     """One bucket and prefix. Connects at the first call; credentials as given, else botocore's own chain."""
 
-    def __init__(self, url: str, options: dict[str, str], *, attempts: int = 8) -> None:
-        """Take an s3:// address and the store's options; tries each call so often."""
+    def __init__(self, url: str, options: dict[str, str], *, attempts: int | None = None) -> None:
+        """Take an s3:// address and the store's options; `attempts` instead of the option `retries` and one."""
         parts = urlsplit(url)
-        self._attempts = attempts
+        self._patience = Patience.of(options)
+        self._attempts = attempts or 1 + self._patience.retries
         self._url, self._bucket, self._prefix = url, parts.netloc, unquote(parts.path).strip("/")
         unknown = sorted(set(options) - _OPTIONS)
         if unknown:
             raise StoreOptionUnknown(f"Object lock takes no option {', '.join(unknown)}")
-        self._options = options
+        if "role_arn" in options and "web_identity_token_file" not in options:
+            raise StoreOptionUnknown("Object lock takes option role_arn together with web_identity_token_file only")
+        self._options = {name: value.strip() for name, value in options.items()}
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._opening = asyncio.Lock()
@@ -180,6 +190,9 @@ class S3LockClient:
                 raise StoreMissing(self._url) from None
             if code in ("InvalidRequest", "ObjectLockConfigurationNotFoundError", "NotImplemented"):
                 raise LockUnsupported(self._url, f"{name} was refused ({code})") from None
+            if code in _SKEWED:
+                what = "the clocks of this machine and of the store differ by more than it allows"
+                raise StoreUnavailable(self._url, what) from None
             if status == 403:
                 raise AccessDenied(self._url, name) from None
             raise StoreUnavailable(self._url, f"{name} failed ({code}, HTTP {status})") from None
@@ -198,26 +211,58 @@ class S3LockClient:
             from botocore.config import Config
         except ImportError:
             raise LockUnsupported(self._url, "the extra is missing (pip install 'tidemark[s3-lock]')") from None
-        options = self._options
+        options, session = self._options, get_session()
         virtual = options.get("virtual_hosted_style_request", "").lower() in ("1", "true", "yes", "on")
         config = Config(
-            connect_timeout=10,
-            read_timeout=300,
+            connect_timeout=self._patience.connect_timeout_s,
+            read_timeout=self._patience.request_timeout_s,
             retries={"total_max_attempts": self._attempts, "mode": "adaptive"},
             s3={"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": False},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             max_pool_connections=16,
         )
-        return get_session().create_client(
+        if endpoint := options.get("metadata_endpoint"):
+            session.set_config_variable("ec2_metadata_service_endpoint", endpoint)
+        if "web_identity_token_file" in options:
+            session.get_component("credential_provider").providers.insert(0, self._web_identity(session))
+        return session.create_client(
             "s3",
             endpoint_url=options.get("endpoint"),
             region_name=options.get("region", "us-east-1"),
             aws_access_key_id=options.get("access_key_id"),
             aws_secret_access_key=options.get("secret_access_key"),
             aws_session_token=options.get("session_token"),
+            verify=self._authority(),
             config=config,
         )
+
+    def _web_identity(self, session: Any) -> Any:
+        """Return what changes a workload's token for credentials of a role, as the options name them."""
+        from aiobotocore.credentials import AioAssumeRoleWithWebIdentityProvider
+
+        names = ("role_arn", "role_session_name", "web_identity_token_file")
+        profile = {name: self._options[name] for name in names if name in self._options}
+        region = self._options.get("region", "us-east-1")
+
+        def client(service: str, **arguments: Any) -> Any:
+            return session.create_client(service, **{"region_name": region, **arguments})
+
+        return AioAssumeRoleWithWebIdentityProvider(
+            load_config=lambda: {"profiles": {"tidemark": profile}},
+            client_creator=client,
+            profile_name="tidemark",
+            disable_env_vars="role_arn" in profile,
+        )
+
+    def _authority(self) -> str | None:
+        """Return the file of an authority of one's own, None for the system's: the library takes no text."""
+        text = self._options.get("ca_certificate", "").replace("\\n", "\n")
+        if not text:
+            return None
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tidemark-authority-"))
+        (file := Path(folder) / "ca.pem").write_text(text)
+        return str(file)
 
 
 class _Taken(Exception):

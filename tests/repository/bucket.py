@@ -22,6 +22,7 @@ SLOW_DOWN = "<Error><Code>SlowDown</Code><Message>Please reduce your request rat
 MANY = "<Error><Code>TooManyRequests</Code><Message>Slow.</Message></Error>"
 ROLE = "backup-node"
 IDENTITY = "AKIDOFTHEINSTANCE"
+ROLE_KEY = "AKIDOFTHEROLE"
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Bucket:
     """While it isn't set, nothing is answered."""
     locks: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     """Mode and end of the lock that a put asked for."""
+    roles: list[dict[str, str]] = field(default_factory=list)
+    """What was asked of the service that gives credentials of roles."""
     tokens: int = 0
     """Session tokens that the metadata service gave."""
 
@@ -136,12 +139,23 @@ class Bucket:
             }
         )
 
+    async def assume_role(self, request: web.Request) -> web.Response:
+        """Give credentials of a role for a workload's token, as STS does."""
+        self.roles.append({name: str(value) for name, value in (await request.post()).items()})
+        until = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        keys = f"<AccessKeyId>{ROLE_KEY}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+        given = f"<Credentials>{keys}<SessionToken>t</SessionToken><Expiration>{until}</Expiration></Credentials>"
+        name = "AssumeRoleWithWebIdentity"
+        text = f"<{name}Response><{name}Result>{given}</{name}Result></{name}Response>"
+        return web.Response(text=text, content_type="text/xml")
+
 
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[Bucket]:
     """Serve a bucket on a free port of the loopback."""
     bucket = Bucket()
     app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.router.add_post("/", bucket.assume_role)
     app.router.add_put("/latest/api/token", bucket.token)
     roles = "/latest/meta-data/iam/security-credentials/"
     app.router.add_get(roles, bucket.identity)

@@ -13,12 +13,12 @@ import pytest
 
 from orchestrator.cli.main import main
 from orchestrator.cli.parts.opening import repository
-from orchestrator.repository.errors import Damaged
+from orchestrator.repository.errors import Damaged, StoreUnavailable
 from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.lock import LockedStore, ObjectLock, UnclearPromise, is_locked, locked, past_unclear
 from orchestrator.repository.lockclient import S3LockClient
 from orchestrator.repository.repository import Repository
-from tests.repository.bucket import Bucket, serving
+from tests.repository.bucket import IDENTITY, ROLE_KEY, Bucket, serving
 from tests.repository.engine import NAMESPACE
 from tests.repository.faults import Shelf
 from tests.repository.lockservers import BUCKET, LockServer
@@ -118,6 +118,46 @@ async def test_a_promise_that_cannot_be_read_stops_what_is_to_last_and_no_restor
                 assert await opened.promise(YEAR)
             async with repository(url, key, store) as opened:
                 assert await opened.lock() == YEAR
+
+
+@pytest.mark.parametrize("where", ["secret", "role", "environment", "instance"])
+async def test_a_lock_is_put_with_the_credentials_that_the_store_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async with serving() as bucket:
+        wanted, options = IDENTITY, {"endpoint": bucket.url, "metadata_endpoint": bucket.url, "retries": "1"}
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        if where in ("secret", "environment"):
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", wanted := "AKIDOFTHEENVIRONMENT")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+        if where == "secret":
+            options |= {"access_key_id": (wanted := "AKIDOFTHESECRET"), "secret_access_key": "s"}
+        if where == "role":
+            wanted = ROLE_KEY
+            (token := tmp_path / "token").write_text("of-the-workload")
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", bucket.url)
+            options |= {"role_arn": "arn:aws:iam::1:role/backup", "web_identity_token_file": str(token)}
+        client = S3LockClient("s3://bucket/p", options)
+        try:
+            assert await client.put_locked("a", b"x", "COMPLIANCE", datetime.now(UTC) + DAY)
+        finally:
+            await client.close()
+        assert {each.access_key for each in bucket.seen} == {wanted}
+        if where == "role":
+            assert [asked["WebIdentityToken"] for asked in bucket.roles] == ["of-the-workload"]
+
+
+async def test_a_clock_that_is_too_far_off_is_named(tmp_path: Path) -> None:
+    async with serving() as bucket:
+        refusal = "<Error><Code>RequestTimeTooSkewed</Code><Message>The difference is too large.</Message></Error>"
+        bucket.script = lambda seen, before: (403, refusal)
+        options = {"endpoint": bucket.url, "access_key_id": "a", "secret_access_key": "s", "retries": "0"}
+        client = S3LockClient("s3://bucket/p", options)
+        try:
+            with pytest.raises(StoreUnavailable, match="clocks"):
+                await client.put_locked("a", b"x", "COMPLIANCE", datetime.now(UTC) + DAY)
+        finally:
+            await client.close()
 
 
 @pytest.mark.parametrize(
