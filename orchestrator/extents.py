@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Extents:
+class Extents(msgspec.Struct, frozen=True):
     """A batch of checked ranges: ascending, not overlapping, none empty, inside the volume. Bytes, int64."""
 
     offsets: NDArray[np.int64]

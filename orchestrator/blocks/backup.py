@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -56,8 +55,7 @@ LOOKUP_CHUNKS = 1024
 """Chunks whose base entries are looked up at once: few requests, bounded memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyOptions:
+class CopyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How hard to work."""
 
     readers: int = 4
@@ -70,8 +68,7 @@ class CopyOptions:
     pack_bytes: int = PACK_TARGET
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True):
     """What a backup came to."""
 
     shard: Shard

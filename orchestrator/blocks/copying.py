@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from orchestrator.blocks.crew import Channel
 from orchestrator.blocks.crew import Sequence as InOrder
@@ -28,16 +29,14 @@ Results = tuple[int, list[tuple[int, Result]]]
 """The index after a unit's last chunk, and what its chunks came to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """A unit, and what the base has at its chunks (None: a hole, or no base)."""
 
     unit: Unit
     known: Sequence[Entry | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Shop:
+class Shop(msgspec.Struct, frozen=True):
     """What all readers of one shard share."""
 
     source: Source

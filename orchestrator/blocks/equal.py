@@ -11,7 +11,8 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
@@ -26,8 +27,7 @@ _SLOT_BITS = 24
 _RECORD = struct.Struct("<35sI")
 
 
-@dataclass(slots=True)
-class Place:
+class Place(msgspec.Struct):
     """Where a chunk lies; `entry` is None while its first copy is being stored."""
 
     entry: Entry | None = None

@@ -6,7 +6,8 @@ It only saves room: what can't be read, or doesn't fit, is stored once more.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+
+import msgspec
 
 from orchestrator.blocks.equal import EqualChunks
 from orchestrator.repository import neighbours
@@ -15,8 +16,7 @@ from orchestrator.repository.manifest import MapRoot, PointRef
 from orchestrator.repository.vault import Vault
 
 
-@dataclass(frozen=True, slots=True)
-class Others:
+class Others(msgspec.Struct, frozen=True):
     """Points of other volumes whose chunks may be referred to: the intent names them."""
 
     points: list[tuple[PointRef, MapRoot]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+
+import msgspec
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """Bytes are bytes of the volume unless said otherwise; seconds are thread seconds."""
 
     done: int = 0
@@ -30,7 +30,7 @@ class Tally:
     chunks_reused: int = 0
     """Chunks that the store had already: same as the base, equal to another, or from an earlier try."""
     chunks_stored: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -47,9 +47,9 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add another tally's figures to this one's."""
-        for one in fields(self):
-            if one.name != "seconds":
-                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for name in self.__struct_fields__:
+            if name != "seconds":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in list(other.seconds.items()):
             self.add_seconds(stage, seconds)
 

@@ -6,15 +6,15 @@ A unit names only chunks of the plan. Chunks that lie together are read together
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 UNIT_BYTES = 4 << 20
 """Volume bytes of one unit. Large enough that handing units about costs nothing, small enough that a few dozen
 waiting ones fit into a mover's memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(msgspec.Struct, frozen=True):
     """Some chunks of the plan: runs `(first, stop)` of chunk indexes, ascending."""
 
     number: int

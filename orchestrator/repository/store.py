@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from orchestrator.repository.crypto import Bytes
-from orchestrator.repository.errors import StoreOptionUnknown
+from orchestrator.repository.errors import Damaged, StoreOptionUnknown
+from orchestrator.repository.layout import MAX_WHOLE
 
 COALESCE_GAP = 256 * 1024
 COALESCE_LIMIT = 64 * 1024 * 1024
 """A whole pack may come in one request: who reads bounds memory by asking for less."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(msgspec.Struct, frozen=True):
     """An object as a listing shows it."""
 
     key: str
@@ -38,7 +39,7 @@ class Store(Protocol):
     """Without credentials."""
 
     async def get(self, key: str) -> bytes:
-        """Return a whole object; ObjectMissing."""
+        """Return a whole object; ObjectMissing, Damaged when it is larger than any object of that use (MAX_WHOLE)."""
         ...
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -78,6 +79,12 @@ class Store(Protocol):
     async def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+def check_size(key: str, size: int) -> None:
+    """Raise Damaged for an object that is larger than any that is read whole."""
+    if size > MAX_WHOLE:
+        raise Damaged(key, f"it has {size} bytes, and no such object has more than {MAX_WHOLE}")
 
 
 def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_GAP) -> list[tuple[int, int, list[int]]]:
