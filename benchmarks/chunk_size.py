@@ -28,7 +28,7 @@ def _volume(parent: Any, length: int, factor: int) -> dict[str, Any]:
             bench = Bench(folder, length)
             if factor > 1:
                 _spread(bench, factor)
-            made, full = bench.copy("repository", bench.lines(), chunk_size=chunk)
+            made, full = bench.copy("repository", chunk_size=chunk)
             found[name] = {"full": full, "increments": {}}
             base = made.manifest.record.point_id
             for label, (write, count) in WRITES.items():

@@ -26,7 +26,7 @@ def _measure(bench: Bench, number: int, sync: bool) -> dict[str, Any]:
 
     def engine(_: int) -> dict[str, Any]:
         bench.drop("engine")
-        cost = bench.copy("engine", bench.lines())[1]
+        cost = bench.copy("engine")[1]
         stored["engine"] = cost["written"]
         bench.drop("engine")
         return cost

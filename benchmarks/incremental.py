@@ -25,7 +25,7 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
     for tool in tools:
         tool.init()
         tool.backup(bench.volume)
-    base = bench.copy("engine", bench.lines())[0].manifest.record.point_id
+    base = bench.copy("engine")[0].manifest.record.point_id
     lines: list[str] = []
 
     def engine(turn: int) -> dict[str, Any]:

@@ -21,14 +21,15 @@ def run(args: Namespace) -> dict[str, Any]:
         bench = Bench(folder, parse_size(args.size or "256M"))
         scattered = [f"{at} 65536" for start, stop in bench.ranges for at in range(start, stop, 1 << 20)]
         cases = {
-            "bandwidth": (bench.lines(), CopyOptions(bandwidth_limit=bench.allocated // SECONDS)),
-            "iops, in a row": (bench.lines(), CopyOptions(iops_limit=operations_of(bench.allocated) // SECONDS)),
+            "bandwidth": (None, CopyOptions(bandwidth_limit=bench.allocated // SECONDS)),
+            "iops, in a row": (None, CopyOptions(iops_limit=operations_of(bench.allocated) // SECONDS)),
             "iops, scattered": (scattered, CopyOptions(iops_limit=len(scattered) // SECONDS)),
         }
         figures = {}
         for name, (lines, options) in cases.items():
-            figures[name] = bench.copy(name.replace(" ", ""), lines, options=options)[1]
-            bench.drop(name.replace(" ", ""))
+            base = None if lines is None else bench.copy("limited")[0].manifest.record.point_id
+            figures[name] = bench.copy("limited", lines, base, options=options)[1]
+            bench.drop("limited")
         return figures
 
 

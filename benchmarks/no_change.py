@@ -26,7 +26,7 @@ def run(args: Namespace) -> dict[str, Any]:
             bench = Bench(folder / text, DATA)
             with bench.volume.open("r+b") as file:
                 file.truncate(parse_size(text))
-            benches[text] = bench, bench.copy("engine", bench.lines())[0].manifest.record.point_id
+            benches[text] = bench, bench.copy("engine")[0].manifest.record.point_id
         found: dict[str, list[dict[str, Any]]] = {text: [] for text in sizes}
         for _ in range(max(args.rounds, ROUNDS)):
             for text, (bench, base) in benches.items():

@@ -33,7 +33,7 @@ def run(args: Namespace) -> dict[str, Any]:
             return open_cloud_store("s3", "bucket", "bench", {**options, "region": "us-east-1"})
 
         bench = Bench(folder, parse_size(args.size or "4G"))
-        made, full = bench.copy("s3", bench.lines(), store=store())
+        made, full = bench.copy("s3", store=store())
         base = made.manifest.record.point_id
         restore = bench.restore("s3", made, folder / "back", store=store())
         lines = [f"{at} {length}" for at, length in change(bench.volume, bench.ranges, 0.01, 1)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks._bench import Bench, places, plain_write, ratio, rounds, scratch
+from benchmarks._bench import Bench, places, plain_write, ratio, rounds, scratch, timed_here
 from benchmarks._report import Row, size, spread
 from benchmarks._rivals import rivals
 from benchmarks._volume import parse_size
@@ -31,7 +31,7 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
     for tool in tools:
         tool.init()
         tool.backup(bench.volume)
-    made = bench.copy("engine", bench.lines())[0]
+    made = bench.copy("engine")[0]
     back = bench.folder / "back"
     holes: list[int] = []
 
@@ -48,9 +48,18 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
     with _loop_device(bench.folder / "device", bench.size) as device:
         if device is not None:
             contestants["device"] = lambda _: bench.restore("engine", made, Path(device))
-        best = rounds(
-            number, engine=engine, plain=lambda _: plain_write(bench.folder / "plain", bench.allocated), **contestants
-        )
+        with bench.bare_copy() as loop:
+            loop.copy(bench.ranges)
+
+            def bare(_: int) -> dict[str, Any]:
+                cost = timed_here(lambda: loop.restore(bench.folder / "bare-back"))
+                (bench.folder / "bare-back").unlink()
+                return cost
+
+            def plain(_: int) -> dict[str, Any]:
+                return plain_write(bench.folder / "plain", bench.allocated)
+
+            best = rounds(number, bare=bare, engine=engine, plain=plain, **contestants)
     return {"volume": bench.size, "allocated": bench.allocated, "takes": max(holes), **best}
 
 
@@ -87,6 +96,10 @@ def rows(figures: dict[str, Any]) -> list[Row]:
                 f"{size(found['takes'])} of {size(found['allocated'])}",
                 found["takes"] <= found["allocated"] * 1.02,
             )
+        )
+        told = f"{ratio(found['bare'], engine)} (of its CPU: {ratio(found['bare'], engine, 'cpuSeconds')})"
+        lines.append(
+            Row(f"{place}: engine's speed as part of the bare loop's", "", f"{told}; loop {spread(found['bare'])}")
         )
         share = ratio(plain, engine)
         goal = ">= 0.85" if place == "disk" else ""
