@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import platform
 import re
 import uuid
 from collections.abc import Iterable
@@ -123,7 +122,7 @@ async def _newest_of(vault: Vault, keys: list[str]) -> tuple[PointRef | None, Ma
             continue
         except (Damaged, UnsupportedFormat) as error:
             # One damaged manifest must not end the protection of its volume: an older point serves as well.
-            log.warning("a point is passed over: %s", error)
+            log.warning("a point is passed over: %s", ascii(str(error))[1:-1])
             continue
         return ref, manifest
     return None, None
@@ -135,7 +134,11 @@ async def _earlier(vault: Vault, lineage: str, base: str | None) -> tuple[list[s
         keys = await list_lineage(vault, lineage)
         return (keys, *(await _newest_of(vault, keys)))
     keys = [key async for key in list_points(vault)]
-    manifest, ref = await open_manifest(vault, _the_one(keys, base))
+    named = [key for key in keys if point_name(key).startswith(base)]
+    if len(named) > 1:
+        # Names are no proof: one that anybody could put there must not make a point's own id ambiguous.
+        named = [key for key in named if (await _newest_of(vault, [key]))[0] is not None]
+    manifest, ref = await open_manifest(vault, _the_one(named, base))
     return keys, ref, manifest
 
 
@@ -241,7 +244,7 @@ def _record(
         requested_mode=mode,
         actual_mode=mode,
         parent=parent,
-        evidence={"host": platform.node()},
+        evidence={"host": os.uname().nodename},
         volume_size=chunks.volume_size,
         chunk_size=chunks.chunk_size,
     )

@@ -36,6 +36,13 @@ def device_size(fd: int, path: str) -> int:
     raise NotADevice(path)
 
 
+def refuse_others(path: str) -> None:
+    """Raise NotADevice for what is no file or block device, before it is opened: a pipe's open waits for ever."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise NotADevice(path)
+
+
 class Source:
     """An open volume. Thread safe: every read names its offset."""
 
@@ -56,6 +63,7 @@ class Source:
         """
         name = str(path)
         try:
+            refuse_others(name)
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise open_failed(name, error) from error

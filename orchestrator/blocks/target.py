@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from orchestrator.blocks.errors import DeviceWriteFailed, TargetExists, TargetFull, TargetTooSmall, open_failed
-from orchestrator.blocks.source import device_size
+from orchestrator.blocks.source import device_size, refuse_others
 
 BLKZEROOUT = 0x127F
 FALLOC_FL_KEEP_SIZE = 0x01
@@ -67,11 +67,15 @@ class Target:
         return target
 
     @classmethod
-    def open(cls, path: str | Path, needed: int, *, known_zero: bool = False) -> Target:
-        """Open an existing device or file of at least `needed` bytes; what it holds is overwritten."""
+    def open(cls, path: str | Path, needed: int, *, known_zero: bool = False, exclusive: bool = False) -> Target:
+        """Open an existing device or file of at least `needed` bytes; what it holds is overwritten.
+
+        `exclusive`: not a device that this machine uses (mounted, swap, part of an array): DeviceUnavailable.
+        """
         name = str(path)
         try:
-            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+            refuse_others(name)
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0))
         except OSError as error:
             raise open_failed(name, error) from error
         try:
@@ -91,7 +95,7 @@ class Target:
         if not name.exists():
             return cls.create(name, size)
         if overwrite or name.is_block_device():
-            return cls.open(name, size, known_zero=known_zero)
+            return cls.open(name, size, known_zero=known_zero, exclusive=name.is_block_device())
         raise TargetExists(str(path))
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.parts.names import command_help as command_help
 from orchestrator.cli.parts.names import command_names as command_names
+from orchestrator.cli.parts.names import printable
 from orchestrator.errors import Retryable, TidemarkError
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def only_expected(group: BaseExceptionGroup[BaseException]) -> TidemarkError | N
 
 def report(error: TidemarkError) -> int:
     """Print one line for a person; return the exit code for a script."""
-    line = " ".join(error.sentence().split())
+    line = printable(" ".join(error.sentence().split()))
     if os.environ.get("TIDEMARK_DEBUG"):
         import traceback
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,9 +80,10 @@ async def _run(
 ) -> list[dict[str, Any]]:
     import msgspec
 
-    from orchestrator.cli.parts.points import vaults
+    from orchestrator.cli.parts.points import vaults, with_newest_keys
     from orchestrator.clock import SystemClock
     from orchestrator.fence import OpenFence
+    from orchestrator.repository.errors import KeysOutdated
     from orchestrator.repository.lockrenewal import renew_if_due
     from orchestrator.repository.maintenance import plan_sweep, sweep
 
@@ -89,9 +91,14 @@ async def _run(
     async with repository(url, key_file, options) as opened:
         for vault in await vaults(opened, namespace):
             now, (grace, intent_age) = SystemClock().now(), ages
-            plan = await plan_sweep(
-                vault, now=now, grace=grace, intent_age=intent_age, compact=compact, end_intents=end_intents
+            plans = functools.partial(
+                plan_sweep, now=now, grace=grace, intent_age=intent_age, compact=compact, end_intents=end_intents
             )
+            try:
+                plan = await plans(vault)
+            except KeysOutdated:
+                vault = await with_newest_keys(opened, vault)
+                plan = await plans(vault)
             row: dict[str, Any] = {"namespace": vault.namespace.name, "plan": plan.sentence()}
             if not dry_run:
                 row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.parts.errors import DamageFound
+from orchestrator.cli.parts.names import printable
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
 from orchestrator.cli.parts.output import peak_memory, progress_bar, size, write_json
 
@@ -44,10 +46,11 @@ def verify(
         write_json(json_file, reports)
     findings = [finding for report in reports for finding in report["findings"]]
     for finding in findings:
-        print(f"{finding['key']}: {finding['what']}; hurts {', '.join(finding['points']) or 'no point'}")
+        hurts = ", ".join(finding["points"]) or "no point"
+        print(printable(f"{finding['key']}: {finding['what']}; hurts {hurts}"))
     for report in reports:
         for hurt in report["hurt"]:
-            print(_sentence(report["namespace"], hurt))
+            print(printable(_sentence(report["namespace"], hurt)))
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
     if str(json_file) != "-":
@@ -78,7 +81,8 @@ async def _verify(
     import msgspec
 
     from orchestrator.blocks.throttle import pace_of
-    from orchestrator.cli.parts.points import one_point, vaults
+    from orchestrator.cli.parts.points import one_point, vaults, with_newest_keys
+    from orchestrator.repository.errors import KeysOutdated
     from orchestrator.repository.verify import verify as prove
 
     state = [0, 0]
@@ -96,7 +100,11 @@ async def _verify(
             chosen = [(vault, None) for vault in await vaults(opened, namespace)]
         for vault, points in chosen:
             started = time.perf_counter()
-            report = await prove(vault, depth=depth, points=points, progress=note, record=record, pace=pace_of(limit))
+            go = functools.partial(prove, depth=depth, points=points, progress=note, record=record, pace=pace_of(limit))
+            try:
+                report = await go(vault)
+            except KeysOutdated:
+                report = await go(await with_newest_keys(opened, vault))
             figures = {"seconds": round(time.perf_counter() - started, 4), "peakMemory": peak_memory()}
             reports.append({"namespace": vault.namespace.name, **msgspec.to_builtins(report), **figures})
     return reports

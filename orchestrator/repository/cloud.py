@@ -39,7 +39,7 @@ from orchestrator.repository.patience import (
     judge,
     status_of,
 )
-from orchestrator.repository.store import COALESCE_GAP, ObjectInfo, coalesce
+from orchestrator.repository.store import COALESCE_GAP, ObjectInfo, check_size, coalesce
 
 CALL_TIMEOUT_S = 900.0
 """One call with all its tries."""
@@ -161,6 +161,7 @@ class CloudStore:
     async def _get(self, key: str, tries: Tries) -> bytes:
         async def call() -> bytes:
             answer = await obstore.get_async(self._inner, key)
+            check_size(key, answer.meta["size"])
             data = bytes(await answer.bytes_async())
             kind = str(answer.attributes.get("Content-Type", ""))
             if ("html" in kind or "xml" in kind) and data.lstrip()[:1] == b"<":

@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,7 +30,7 @@ from orchestrator.repository.errors import (
     StoreUnavailable,
     StoreUnsuitable,
 )
-from orchestrator.repository.store import ObjectInfo, coalesce
+from orchestrator.repository.store import ObjectInfo, check_size, coalesce
 
 TEMPORARY = ".tmp"
 """Folder of files on their way. No object's name has a part that starts with a dot."""
@@ -95,7 +96,7 @@ class DirectoryStore:
 
     async def get(self, key: str) -> bytes:
         """Return a whole object."""
-        return await self._run("get", lambda: self._path(key).read_bytes(), key)
+        return await self._run("get", lambda: self._whole(key), key)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return a piece of an object."""
@@ -154,8 +155,13 @@ class DirectoryStore:
             raise ValueError(f"{key!r} is not an object's name")
         return self.root.joinpath(*parts)
 
+    def _whole(self, key: str) -> bytes:
+        with open(_open(self._path(key)), "rb") as file:
+            check_size(key, os.fstat(file.fileno()).st_size)
+            return file.read()
+
     def _read(self, key: str, ranges: Sequence[tuple[int, int]]) -> builtins.list[Bytes]:
-        descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(self._path(key))
         try:
             pieces: builtins.list[Bytes] = [b""] * len(ranges)
             for start, length, members in coalesce(ranges, GAP):
@@ -229,8 +235,11 @@ class DirectoryStore:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._scan(folder / entry.name, f"{prefix}{entry.name}/")
                 continue
+            if folder != self.root and not _can_be_ours(entry.name):
+                continue
             with contextlib.suppress(FileNotFoundError):
-                yield _info(prefix + entry.name, entry.stat())
+                if entry.is_file():  # a pipe or a device that somebody put there would be read for ever
+                    yield _info(prefix + entry.name, entry.stat())
 
     def _delete(self, key: str) -> None:
         path = self._path(key)
@@ -252,8 +261,22 @@ class DirectoryStore:
         return count
 
 
-def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+def _can_be_ours(name: str) -> bool:
+    """Say whether an object of ours could have this name: `_path` takes it, and it prints as itself."""
+    return name.isprintable() and "\\" not in name
+
+
+def _open(path: Path) -> int:
+    """Open an object's file; whatever else is under its name is no object, and must not be waited for or read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "not a regular file", str(path))
+    return descriptor
+
+
+def _info(key: str, seen: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, seen.st_size, datetime.fromtimestamp(seen.st_mtime, UTC))
 
 
 def _read_at(descriptor: int, start: int, length: int) -> Bytes:

@@ -24,6 +24,8 @@ OVERLAY_MEAN = 11
 PACK_TARGET = 48 * 1024 * 1024
 MAX_OBJECT = 1 << 30
 """A slot number has 24 bits."""
+MAX_WHOLE = 256 << 20
+"""Bytes of the largest object that anybody reads whole: whoever may put objects must not be able to fill our memory."""
 CHUNK_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
 
 HEADER_KEY = "tidemark"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.blocks.errors import DeviceUnavailable
 from orchestrator.blocks.readback import read_back
 from orchestrator.blocks.restore import write_point
 from orchestrator.blocks.source import Source
@@ -72,3 +73,16 @@ async def test_a_block_device_goes_to_a_used_larger_one_bit_for_bit(
     # then the second holds it, and zeros beyond
     assert digest == volume.sha256()
     assert Path(target).read_bytes() == volume.path.read_bytes() + bytes(8 * CHUNK)
+
+
+def test_a_device_that_the_machine_uses_is_not_written_over(target: str) -> None:
+    # given a device that is held, as a mount, swap or an array holds its own
+    held = os.open(target, os.O_RDONLY | os.O_EXCL)
+    try:
+        # when a person restores to it, then it is refused before the first write
+        with pytest.raises(DeviceUnavailable, match="busy"):
+            Target.for_restore(target, SIZE)
+    finally:
+        os.close(held)
+    assert Path(target).read_bytes()[:4] == b"old!"
+    Target.for_restore(target, SIZE).close()

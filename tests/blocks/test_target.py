@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.blocks.errors import DeviceMissing, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.errors import DeviceMissing, NotADevice, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.source import Source
 from orchestrator.blocks.target import Target
 
 pytestmark = pytest.mark.quick
@@ -82,3 +83,10 @@ def test_no_room_is_named_as_such() -> None:
         pytest.raises(TargetFull, match="/dev/full"),
     ):
         target.write(0, b"x")
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for opening in (Source.open, lambda path: Target.for_restore(path, 1, overwrite=True)):
+        with pytest.raises(NotADevice):
+            opening(tmp_path / "pipe")

@@ -1,4 +1,4 @@
-"""Which commands there are, without importing any."""
+"""Which commands there are, without importing any; and names of others' making, made fit to be printed."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def command_help(name: str) -> str:
     source = (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     text = ast.get_docstring(ast.parse(source)) or ""
     return text.partition("\n")[0]
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: a bucket's names are whatever somebody put there."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.parts.errors import Unclear
+from orchestrator.cli.parts.names import printable
 
 if TYPE_CHECKING:
     from orchestrator.repository.manifest import Manifest, PointRef
@@ -21,21 +23,46 @@ async def vaults(opened: Repository, namespace: str | None) -> list[Vault]:
     return [await opened.vault(one) for one in found]
 
 
+async def with_newest_keys(opened: Repository, vault: Vault) -> Vault:
+    """Return the vault after a KeysOutdated: with the epochs made meanwhile, or else certain that there are none.
+
+    An object may name a later epoch because somebody who has no key wrote so into its header.
+    """
+    newest = await opened.vault(vault.namespace)
+    return replace(newest, final=newest.keys.current_epoch == vault.keys.current_epoch)
+
+
 async def all_points(opened: Repository, namespace: str | None) -> list[tuple[Vault, Manifest, PointRef]]:
     """Return every committed point that opens, oldest first; a damaged one is told on stderr and hides no other."""
-    from orchestrator.repository.errors import Damaged, ManifestMissing, PointCancelled
-    from orchestrator.repository.manifest import list_points, open_manifest
+    from orchestrator.repository.manifest import list_points
 
     found = []
     for vault in await vaults(opened, namespace):
         async for key in list_points(vault):
-            try:
-                found.append((vault, *await open_manifest(vault, key)))
-            except (ManifestMissing, PointCancelled):
-                continue
-            except Damaged as error:
-                print(f"tidemark: left out: {error}", file=sys.stderr)
+            point = await _opened(vault, key)
+            if point is not None:
+                found.append((vault, *point))
     return sorted(found, key=lambda point: point[1].record.snapshot_time)
+
+
+async def _opened(vault: Vault, key: str) -> tuple[Manifest, PointRef] | None:
+    """Return what is at a point's name, None if that is no point; one that doesn't open is told on stderr."""
+    from orchestrator.repository.errors import (
+        Damaged,
+        KeysOutdated,
+        ManifestMissing,
+        PointCancelled,
+        UnsupportedFormat,
+    )
+    from orchestrator.repository.manifest import open_manifest
+
+    try:
+        return await open_manifest(vault, key)
+    except (ManifestMissing, PointCancelled):
+        return None
+    except (Damaged, UnsupportedFormat, KeysOutdated) as error:
+        print(printable(f"tidemark: left out: {error}"), file=sys.stderr)
+        return None
 
 
 async def one_point(opened: Repository, namespace: str | None, wanted: str) -> tuple[Vault, str]:
@@ -49,7 +76,11 @@ async def one_point(opened: Repository, namespace: str | None, wanted: str) -> t
     if len(by_id) == 1:
         return by_id[0]
     if len(by_id) > 1:
-        raise Unclear(f"{len(by_id)} points begin with {wanted}")
+        # Names are no proof: one that anybody could put there must not make a point's own id ambiguous.
+        sound = [point for point in by_id if await _opened(*point) is not None]
+        if len(sound) == 1:
+            return sound[0]
+        raise Unclear(f"{len(by_id)} points begin with {wanted!r}")
     by_name = [
         (vault, ref.key)
         for vault, manifest, ref in await all_points(opened, namespace)
