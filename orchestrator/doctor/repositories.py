@@ -85,12 +85,14 @@ def _proof(place: Place, repository: BackupRepository) -> Iterator[Finding]:
 async def _lock(place: Place, repository: BackupRepository) -> AsyncIterator[Finding]:
     """Judge the bucket of a repository with object lock, and whether the promise was kept up."""
     name, spec, promise = repository.name, repository.spec, repository.status.object_lock
-    if spec.object_lock is None:
+    if spec.object_lock is None and promise is None:
         return
     if promise is not None and promise.kept == "False":
+        # Without a lock in the resource it is the one that the repository itself promises.
+        period = f"within {spec.object_lock.renew_every}" if spec.object_lock is not None else "in time"
         yield warn(
             "repositories",
-            f"{name}: the object lock of what lives was not renewed within {spec.object_lock.renew_every}",
+            f"{name}: the object lock of what lives was not renewed {period}",
             "Run maintenance more often than that, and see why the last one failed.",
         )
     try:
