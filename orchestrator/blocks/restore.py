@@ -108,6 +108,7 @@ class _Writing:
 
     def _feed(self) -> None:
         """Walk the map in order: hand out what to fetch, zero what lies between. Runs in its own thread."""
+        self._crew.call(self._packs.prepare())
         batches = self._map.batches()
         cursor = 0
         window: list[tuple[int, Entry]] = []
@@ -132,15 +133,19 @@ class _Writing:
         by_pack: dict[ObjectRef, list[Entry]] = {}
         for entry in where:
             by_pack.setdefault(entry.pack, []).append(entry)
+        homes: dict[ObjectRef, list[tuple[int, Entry]]] = {}
+        for pack, entries in by_pack.items():
+            for entry, (home, slot) in zip(entries, self._packs.places(pack, entries), strict=True):
+                homes.setdefault(home, []).append((slot, entry))
         group: Group = {}
         weight = 0
-        for pack, entries in by_pack.items():
-            entries.sort(key=_slot)
-            size = self._packs.weight(pack, entries)
+        for places in homes.values():
+            places.sort(key=_slot)
+            size = self._packs.weight([(slot, entry.length) for slot, entry in places])
             if group and weight + size > GROUP_BYTES:  # no pack is cut in two: that would be one request more
                 self._todo.put(group)
                 group, weight = {}, 0
-            group.update((entry, where[entry]) for entry in entries)
+            group.update((entry, where[entry]) for _, entry in places)
             weight += size
         if group:
             self._todo.put(group)
@@ -217,8 +222,8 @@ class _Writer:
                 work.put(sealed, indexes, tally, scratch)
 
 
-def _slot(entry: Entry) -> int:
-    return entry.slot
+def _slot(place: tuple[int, Entry]) -> int:
+    return place[0]
 
 
 async def _next(batches: AsyncIterator[list[tuple[int, Entry]]]) -> list[tuple[int, Entry]] | None:

@@ -1,4 +1,4 @@
-"""Compact packs that are mostly dead: what lives in them goes into new packs, sealed with the newest data key.
+"""Compact packs that are mostly dead, or small and many: what lives in them goes into new ones, under the newest key.
 
 A compaction is a writer like any other: it announces an intent, writes packs under it and commits by one object
 (`moves.py`). Map entries are not touched; readers that miss an old pack follow its relocation record. The old pack goes
@@ -38,6 +38,10 @@ RUN_CHUNKS = 1_000_000
 """Chunks that one run moves at most (256 GiB at 256 KiB): what waits is in memory. The next run goes on."""
 BATCH_CHUNKS = 20_000
 """Chunks of one compaction: so much work at most is lost when it is cut off."""
+SMALL_SHARE = 8
+"""A pack is small if it has less than this part of what packs aim at (6 MiB)."""
+SMALL_COUNT = 32
+"""So many small packs are brought together. What comes out is rarely small, so that a chunk is moved for that once."""
 READ_BYTES = 8 * 1024 * 1024
 WHOLE_BYTES = 4 * 1024 * 1024
 _PLACE = 6
@@ -52,6 +56,11 @@ class Choice(msgspec.Struct, frozen=True):
     """6 bytes for each chunk that lives: slot, sealed length, codec."""
     sources: tuple[tuple[ObjectRef, int], ...]
     """Old packs whose records point here, with the record's generation; maps name the pack itself: (it, 0)."""
+
+    @property
+    def count(self) -> int:
+        """Return how many chunks live in it."""
+        return len(self.places) // _PLACE
 
     def slots(self) -> list[tuple[int, int]]:
         """Return (slot, sealed length) of what lives, ascending."""
@@ -72,10 +81,14 @@ class Compaction(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Packs left alone because something in them did not open."""
 
 
-def choose(census: Census, following: Following, damaged: set[ObjectRef]) -> list[Choice]:
-    """Choose packs that are under half alive. Packs of live intents, and damaged ones, are left alone."""
-    chosen: list[Choice] = []
-    room = RUN_CHUNKS
+def choose(
+    census: Census, following: Following, damaged: set[ObjectRef], *, pack_size: int = PACK_TARGET
+) -> list[Choice]:
+    """Choose packs that are under half alive, and small ones when there are many: a restore takes a request for each.
+
+    Packs of live intents, and damaged ones, are left alone.
+    """
+    chosen = _Chosen(pack_size // SMALL_SHARE)
     for number in range(COUNT):
         sizes = {raw: size for raw, size in following.sizes(number) if raw[:16] not in census.live}
         gone, sources = following.gone(number), following.sources(number)
@@ -90,11 +103,47 @@ def choose(census: Census, following: Following, damaged: set[ObjectRef]) -> lis
         direct = ((key, places) for key, places in census.chunks.packs(number) if key in by_key)
         for key, places in _union(moved, direct, {raw[16:24] for raw in named}):
             for raw in by_key[key]:
-                choice = _choice(raw, sizes[raw], places, named, sources)
-                if choice is not None and len(choice.places) // _PLACE <= room:
-                    room -= len(choice.places) // _PLACE
+                own = ((ObjectRef.parse(raw), 0),) if raw in named else ()
+                chosen.look(ObjectRef.parse(raw), sizes[raw], places, (*own, *sources.get(raw, ())))
+    return chosen.all()
+
+
+class _Chosen:
+    """Packs to compact, as many as one run moves."""
+
+    def __init__(self, small: int) -> None:
+        self._small = small
+        self._dying: list[Choice] = []
+        self._tiny: list[Choice] = []
+        self._room = self._tiny_room = RUN_CHUNKS
+
+    def look(self, pack: ObjectRef, size: int, places: Words, sources: tuple[tuple[ObjectRef, int], ...]) -> None:
+        """Take a pack, or leave it."""
+        import numpy as np
+
+        lengths = places >> np.uint64(LENGTH_SHIFT) & np.uint64(LENGTH_MASK)
+        alive = int((-(-lengths.astype(np.int64) // SLOT_UNIT)).sum()) * SLOT_UNIT
+        dying = alive * 2 < size
+        if not dying and size >= self._small:
+            return
+        # The low six bytes of each word say it all.
+        kept = np.ascontiguousarray(places).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :_PLACE].tobytes()
+        if dying and len(places) <= self._room:
+            self._room -= len(places)
+            self._dying.append(Choice(pack, size, kept, sources))
+        elif not dying and len(places) <= self._tiny_room:
+            self._tiny_room -= len(places)
+            self._tiny.append(Choice(pack, size, kept, sources))
+
+    def all(self) -> list[Choice]:
+        """Return them: small ones only if they are many, and as far as the dying ones leave room."""
+        chosen = self._dying
+        if len(self._tiny) >= SMALL_COUNT:
+            for choice in self._tiny:
+                if choice.count <= self._room:
+                    self._room -= choice.count
                     chosen.append(choice)
-    return chosen
+        return chosen
 
 
 def _union(
@@ -109,22 +158,6 @@ def _union(
     yield from moved.items()
 
 
-def _choice(
-    raw: bytes, size: int, places: Words, named: set[bytes], sources: dict[bytes, list[tuple[ObjectRef, int]]]
-) -> Choice | None:
-    import numpy as np
-
-    lengths = places >> np.uint64(LENGTH_SHIFT) & np.uint64(LENGTH_MASK)
-    alive = int((-(-lengths.astype(np.int64) // SLOT_UNIT)).sum()) * SLOT_UNIT
-    if alive * 2 >= size:
-        return None
-    pack = ObjectRef.parse(raw)
-    own = ((pack, 0),) if raw in named else ()
-    # The low six bytes of each word say it all.
-    kept = np.ascontiguousarray(places).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :_PLACE].tobytes()
-    return Choice(pack, size, kept, (*own, *sources.get(raw, ())))
-
-
 async def compact(
     vault: Vault, choices: Sequence[Choice], fence: Fence, *, now: datetime, pack_size: int = PACK_TARGET
 ) -> Compaction:
@@ -134,7 +167,7 @@ async def compact(
     count = 0
     for position, choice in enumerate(choices):
         batch.append(choice)
-        count += len(choice.places) // _PLACE
+        count += choice.count
         if count >= BATCH_CHUNKS or position == len(choices) - 1:
             done = await _Batch(vault, fence, now, pack_size).run(batch)
             total = Compaction(

@@ -70,7 +70,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: tuple[str, ...] = ()
     """Committed compactions whose relocation records may not all be there."""
     compact: tuple[Choice, ...] = ()
-    """Packs under half alive."""
+    """Packs under half alive, and small ones when there are many."""
     index: IndexWork = IndexWork()
     """Copies of relocation records to write."""
     blind: bool = False
@@ -127,8 +127,9 @@ async def plan_sweep(
     intent_age: timedelta,
     compact: bool = True,
     end_intents: Collection[str] = (),
+    pack_size: int = PACK_TARGET,
 ) -> SweepPlan:
-    """Find what nothing reaches and what is mostly dead, without changing anything.
+    """Find what nothing reaches, and packs that are mostly dead, or small, without changing anything.
 
     `end_intents` are ended whatever their age; a person says so of one that blocks sweeping (docs/operations.md).
     Uses a temporary folder; memory stays bounded. Raises SweepBlocked when something that says what is alive can't be
@@ -150,7 +151,11 @@ async def plan_sweep(
         except ObjectMissing as error:
             raise SweepBlocked(error.key, "it is missing") from error
         found = await asyncio.to_thread(_compare, census, following, written, set(damage.names.values()))
-        chosen = await asyncio.to_thread(choose, census, following, set(damage.packs)) if compact else []
+        chosen = (
+            await asyncio.to_thread(choose, census, following, set(damage.packs), pack_size=pack_size)
+            if compact
+            else []
+        )
     forgotten = [name for name, ref in damage.names.items() if ref not in found.known]
     tidy = [*_tidy_intents(vault, census, now - grace), *_tidy_compactions(vault, census), *following.superseded]
     tidy += [*written.finished(), *forgotten, *damage.broken, *census.abandoned]

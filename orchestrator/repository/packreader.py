@@ -89,12 +89,21 @@ class PackReader:
             found += one
         return found
 
-    def weight(self, pack: ObjectRef, entries: Sequence[Entry]) -> int:
-        """Return about how many bytes fetching these chunks of one pack puts into memory."""
+    async def prepare(self) -> None:
+        """Read where packs went, for who is going to read many: a listing, and a few objects if any were moved."""
+        await self._moved.load()
+
+    def places(self, pack: ObjectRef, entries: Sequence[Entry]) -> list[tuple[ObjectRef, int]]:
+        """Return pack and slot of each chunk, as far as it is known that a pack was moved."""
         relocation = self._moved.known(pack)
-        if relocation is not None:
-            return sum(entry.length for entry in entries)
-        ranges = [(entry.slot * SLOT_UNIT, entry.length) for entry in entries]
+        if relocation is None:
+            return [(pack, entry.slot) for entry in entries]
+        return [relocation.moves.get(entry.slot, (pack, entry.slot)) for entry in entries]
+
+    @staticmethod
+    def weight(places: Sequence[tuple[int, int]]) -> int:
+        """Return how many bytes fetching chunks (slot, sealed length) of one pack puts into memory."""
+        ranges = [(slot * SLOT_UNIT, length) for slot, length in places]
         return sum(size for _, size, _ in _joined(ranges) or coalesce(ranges))
 
     async def _fetch_moved(self, target: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:

@@ -7,6 +7,7 @@ never happen here: memory that grows with the repository, or a copy that hides a
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 
 from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
@@ -24,7 +25,7 @@ LOOKUPS = 2
 
 
 class Whereabouts:
-    """What one reader knows of moved packs. Belongs to the loop."""
+    """What one reader knows of moved packs. `known` may run in any thread, all else belongs to the loop."""
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
@@ -33,13 +34,15 @@ class Whereabouts:
         self._moves = self._misses = 0
         self._loaded = False
         self._loading = asyncio.Lock()
+        self._guard = threading.Lock()
 
     def known(self, pack: ObjectRef) -> Relocation | None:
         """Return where a pack went as far as it was read; there may be a newer record."""
-        found = self._opened.get(pack)
-        if found is None and pack in self._copies:
-            found = self._remember(self._copies[pack].open())
-        return found
+        with self._guard:
+            found = self._opened.get(pack)
+            if found is None and pack in self._copies:
+                found = self._remember(self._copies[pack].open())
+            return found
 
     async def find(self, pack: ObjectRef) -> Relocation | None:
         """Say where a pack went that is missing, None when it wasn't moved; Damaged."""
@@ -51,7 +54,10 @@ class Whereabouts:
     async def newest(self, pack: ObjectRef) -> Relocation | None:
         """Read the newest record by a listing; Damaged."""
         found = await open_relocation(self._vault, pack)
-        return None if found is None else self._remember(found)
+        if found is None:
+            return None
+        with self._guard:
+            return self._remember(found)
 
     def _remember(self, found: Relocation) -> Relocation:
         old = self._opened.pop(found.pack, None)
@@ -79,6 +85,7 @@ class Whereabouts:
                     continue
                 old = self._copies.get(copy.pack)
                 if old is None or old.generation < copy.generation:
-                    self._copies[copy.pack] = copy
+                    with self._guard:
+                        self._copies[copy.pack] = copy
                     size += len(copy.raw)
         self._loaded = True

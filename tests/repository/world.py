@@ -56,7 +56,7 @@ class World:
         """Plan a run, as seen some days later than the last."""
         self.days += days
         now = datetime.now(UTC) + timedelta(days=self.days, seconds=5)
-        return await plan_sweep(vault or self.vault, now=now, grace=DAY, intent_age=WEEK)
+        return await plan_sweep(vault or self.vault, now=now, grace=DAY, intent_age=WEEK, pack_size=16 * SIZE)
 
     async def run(self, days: float = 0, vault: Vault | None = None) -> SweepResult:
         """Plan and carry out."""
