@@ -11,7 +11,7 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from orchestrator.blocks.crew import Channel, Crew
@@ -52,8 +52,25 @@ class RestoreOptions:
 
 Group = dict[Entry, list[int]]
 """Chunks to fetch together, and the indexes where each belongs (equal chunks are stored once)."""
-Batch = list[tuple[Sealed, list[int]]]
-"""Fetched chunks, and where each belongs."""
+
+
+class Fetched:
+    """A group in memory, which makes room for another when all of it is written."""
+
+    def __init__(self, chunks: int, free: Callable[[], None]) -> None:
+        self._left, self._free, self._lock = chunks, free, threading.Lock()
+
+    def wrote(self, chunks: int) -> None:
+        """Count chunks as written. Nobody holds on to their memory any more."""
+        with self._lock:
+            self._left -= chunks
+            last = self._left == 0
+        if last:
+            self._free()
+
+
+Batch = tuple[list[tuple[Sealed, list[int]]], Fetched]
+"""Fetched chunks with where each belongs, and what they were fetched with."""
 
 
 async def write_point(
@@ -94,6 +111,9 @@ class _Writing:
         self._todo: Channel[Group] = Channel(self._crew, 1)
         self._ready: Channel[Batch] = Channel(self._crew, options.writers)
         self._fetching = min(FETCHERS, options.writers)
+        self._room: Channel[bool] = Channel(self._crew, self._fetching)
+        for _ in range(self._fetching):
+            self._room.put(True)
         self._fetching_lock = threading.Lock()
         self._throttle = Throttle(options.bandwidth_limit, options.iops_limit, wait=self._crew.pause)
         self._vault = vault
@@ -162,21 +182,41 @@ class _Writing:
     def _fetch_groups(self, tally: Tally) -> None:
         """Fetch groups and hand their chunks to the writers until there are no more. Runs in threads of its own."""
         while (group := self._todo.get()) is not None:
-            with tally.stage("fetch"):
-                fetched = self._crew.call(self._fetch(group))
-            fetched.reverse()
-            while fetched:
-                batch = [fetched.pop() for _ in range(min(BATCH_CHUNKS, len(fetched)))]
-                self._ready.put([(sealed, group[sealed.entry]) for sealed in batch])
+            self._room.get()
+            self._fetch_group(group, tally)
         with self._fetching_lock:
             self._fetching -= 1
             last = self._fetching == 0
         if last:
             self._ready.close()
 
-    def ready(self) -> Batch | None:
-        """Take fetched chunks to write; None after the last."""
-        return self._ready.get()
+    def _fetch_group(self, group: Group, tally: Tally) -> None:
+        with tally.stage("fetch"):
+            found = self._crew.call(self._fetch(group))
+        fetched = Fetched(len(found), lambda: self._room.put(True))
+        found.reverse()
+        while found:
+            some = [found.pop() for _ in range(min(BATCH_CHUNKS, len(found)))]
+            # Taken from the end: what is written is let go of at once.
+            self._ready.put(([(sealed, group[sealed.entry]) for sealed in reversed(some)], fetched))
+
+    def write_some(self, tally: Tally, scratch: memoryview) -> bool:
+        """Write the next fetched chunks; False when there are no more."""
+        batch = self._ready.get()
+        if batch is None:
+            return False
+        chunks, fetched = batch
+        del batch
+        count = len(chunks)
+        while chunks:  # a chunk that is kept would keep all that came with it
+            self._crew.check()
+            sealed, indexes = chunks.pop()
+            tally.fetched += sealed.entry.length
+            tally.chunks_read += 1
+            self._put(sealed, indexes, tally, scratch)
+            del sealed
+        fetched.wrote(count)
+        return True
 
     async def _fetch(self, group: Group) -> list[Sealed]:
         by_pack: dict[ObjectRef, list[Entry]] = {}
@@ -188,7 +228,7 @@ class _Writing:
         """Return memory for one writer to open chunks in."""
         return memoryview(big_buffer(self._chunk))
 
-    def put(self, sealed: Sealed, indexes: list[int], tally: Tally, scratch: memoryview) -> None:
+    def _put(self, sealed: Sealed, indexes: list[int], tally: Tally, scratch: memoryview) -> None:
         """Open one chunk and write it wherever it belongs."""
         started = time.perf_counter()
         plain = self._packs.open(sealed, scratch)
@@ -213,13 +253,9 @@ class _Writer:
 
     def run(self) -> None:
         """Open and write chunks until there are no more."""
-        work, tally, scratch = self._work, self._tally, self._work.scratch()
-        while (batch := work.ready()) is not None:
-            for sealed, indexes in batch:
-                work._crew.check()
-                tally.fetched += sealed.entry.length
-                tally.chunks_read += 1
-                work.put(sealed, indexes, tally, scratch)
+        scratch = self._work.scratch()
+        while self._work.write_some(self._tally, scratch):
+            self._room.get()
 
 
 def _slot(place: tuple[int, Entry]) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from orchestrator.blocks import restore
 from orchestrator.blocks.errors import ReadBackMismatch, TargetFull, TargetTooSmall
 from orchestrator.blocks.readback import read_back
-from orchestrator.blocks.restore import write_point
+from orchestrator.blocks.restore import RestoreOptions, write_point
 from orchestrator.blocks.target import Target
+from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.vault import Vault
@@ -144,3 +150,57 @@ async def test_a_chunk_of_another_length_than_its_place_has_is_damage(
     # when it is restored, then the last chunk doesn't fit
     with Target.create(tmp_path / "back", SIZE) as target, pytest.raises(Damaged, match="length of chunk 60"):
         await write_point(vault, msgspec.structs.replace(manifest, root=shorter), target)
+
+
+class Held(bytearray):
+    """What one request brought, as long as anybody looks at it."""
+
+
+class Keeping(MemoryStore):
+    """Answers with views of one piece of memory, as stores do, and counts how many pieces are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.most = 0
+        self._lock = threading.Lock()
+
+    async def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        if "/packs/" not in key:
+            return await super().get_ranges(key, ranges)
+        held = Held(await self.get(key))
+        with self._lock:
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+        weakref.finalize(held, self._gone)
+        return [memoryview(held)[start : start + length] for start, length in ranges]
+
+    def _gone(self) -> None:
+        with self._lock:
+            self.alive -= 1
+
+
+class SlowTarget(Target):
+    """Takes its time for each write, so that whoever fetches ahead without a bound does so."""
+
+    def write(self, offset: int, data: Bytes) -> None:
+        time.sleep(0.002)
+        super().write(offset, data)
+
+
+async def test_no_more_packs_are_in_memory_than_fetchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a point in many packs, each of them fetched by itself, and a target slower than the store
+    monkeypatch.setattr(restore, "GROUP_BYTES", 1)
+    store = Keeping()
+    vault = await vault_on(store)
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.noise(0, SIZE)
+    point = await take(vault, volume.path, pack_bytes=4 * CHUNK)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    # when it is restored
+    with SlowTarget.create(tmp_path / "back", SIZE) as target:
+        await write_point(vault, manifest, target, RestoreOptions(writers=4))
+    # then it is whole, and what was fetched was let go of before more came
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
+    assert store.requests > 15
+    assert 2 <= store.most <= restore.FETCHERS
+    assert store.alive == 0

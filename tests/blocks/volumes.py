@@ -180,12 +180,13 @@ async def take(
     base: Point | None = None,
     chunk_size: int = CHUNK,
     size: int | None = None,
+    pack_bytes: int = 4 << 20,
 ) -> Point:
     """Plan and run a backup; `size` where the file system doesn't know it (devices)."""
     intent_id = await announce(
         vault, volume, ranges, mode=mode, base=base.ref if base else None, chunk_size=chunk_size, size=size
     )
-    return await run(vault, intent_id, volume)
+    return await run(vault, intent_id, volume, pack_bytes=pack_bytes)
 
 
 async def give_back(vault: Vault, point: Point | PointRef, to: Path, *, sha256: bool = True) -> str:
