@@ -97,10 +97,10 @@ def rows(figures: dict[str, Any]) -> list[Row]:
                 found["takes"] <= found["allocated"] * 1.02,
             )
         )
-        told = f"{ratio(found['bare'], engine)} (of its CPU: {ratio(found['bare'], engine, 'cpuSeconds')})"
-        lines.append(
-            Row(f"{place}: engine's speed as part of the bare loop's", "", f"{told}; loop {spread(found['bare'])}")
-        )
+        if "bare" in found:  # figures of earlier runs have none
+            told = f"{ratio(found['bare'], engine)} (of its CPU: {ratio(found['bare'], engine, 'cpuSeconds')})"
+            told = f"{told}; loop {spread(found['bare'])}"
+            lines.append(Row(f"{place}: engine's speed as part of the bare loop's", "", told))
         share = ratio(plain, engine)
         goal = ">= 0.85" if place == "disk" else ""
         told = f"{share}; {spread(plain)}"
