@@ -255,7 +255,7 @@ class _Writer:
         """Open and write chunks until there are no more."""
         scratch = self._work.scratch()
         while self._work.write_some(self._tally, scratch):
-            self._room.get()
+            pass
 
 
 def _slot(place: tuple[int, Entry]) -> int:
