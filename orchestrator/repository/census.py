@@ -7,8 +7,9 @@ its base is gone. What must never happen here: another order, or an unreadable d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from orchestrator.repository.errors import (
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
 from orchestrator.repository.liveness import LiveChunks
-from orchestrator.repository.manifest import manifest_key, open_manifest
+from orchestrator.repository.manifest import MapRoot, PointRef, manifest_key, open_manifest
 from orchestrator.repository.marking import Marking
 from orchestrator.repository.moves import open_compaction, open_moves
+from orchestrator.repository.page import Ref
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import Partitions
 from orchestrator.repository.plan import open_plan
@@ -74,7 +76,13 @@ class Census:
         """Ids of points whose manifest's name holds a cancelled record."""
         self.committed: set[str] = set()
         self.removing: dict[str, str] = {}
-        """Points whose removal was cut off: id -> manifest's name. They reach nothing; their intents are live."""
+        """Points whose removal has begun, or was cut off: id -> manifest's name. Their intents are live."""
+        self._leaving: set[str] = set()
+        """Points that were removed while manifests were opened."""
+        self._doomed: list[MapRoot] = []
+        """Roots of which a part may be missing, and harms nobody: of points whose removal was begun and whose manifests
+        are still there, and what an intent names that was put after its points were removed (its writer is told
+        BaseGone). What of them is there stays, or else it would go later without the grace time for readers."""
         self.live: set[bytes] = set()
         """Intents (16 bytes) that may still commit."""
         self.expired: list[Expired] = []
@@ -99,6 +107,8 @@ class Census:
             await self._intents(now - intent_age, end)
             await self._relocations()
             await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner)
+            self._add_roots(self._doomed, "a point that is being removed")
+            await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner, on_error=_passed_over)
         except (Damaged, UnsupportedFormat) as error:
             raise SweepBlocked(error.key, error.what) from error
         except ObjectMissing as error:
@@ -136,6 +146,10 @@ class Census:
         async def one(key: str) -> None:
             point_id = point_of(key)
             if point_id in self.removing:
+                async with limit:
+                    # A writer that begins now may still build on it, and a reader may have begun.
+                    with contextlib.suppress(Damaged, ManifestMissing, PointCancelled, UnsupportedFormat):
+                        self._doomed.append((await open_manifest(self.vault, key))[0].root)
                 return
             async with limit:
                 try:
@@ -144,14 +158,12 @@ class Census:
                     self.cancelled.add(point_id)
                     return
                 except ManifestMissing:
-                    # Removed since it was listed: its intent, listed later, still protects what it named.
+                    # Removed since it was listed.
+                    self._leaving.add(point_id)
                     return
             self.committed.add(point_id)
             self.points += 1
-            try:
-                self.marking.add_root(manifest.root)
-            except ValueError as error:
-                raise Damaged(key, str(error)) from error
+            self._add_roots([manifest.root], key)
 
         await in_parallel([one(key) for key in keys])
 
@@ -167,6 +179,9 @@ class Census:
                 await self._of_compaction(intent_id, info)
             elif intent_id in self.cancelled or intent_id in self.committed:
                 self.folders.setdefault(intent_id, []).append(info)
+            elif rest == "intent" and (intent_id in self.removing or intent_id in self._leaving):
+                # What it was built on may be swept for long, and whatever it commits is removed again.
+                self.live.add(raw)
             elif rest == "intent":
                 await self._live(intent_id, raw, info, over=info.last_modified < limit or intent_id in end, end=end)
 
@@ -179,13 +194,28 @@ class Census:
             await self._unreadable(intent_id, raw, error, by_hand=intent_id in end)
             return
         self.live.add(raw)
-        for root in intent.roots:
+        points = intent.points
+        for position, root in enumerate(intent.roots):
+            if position < len(points) and await self._put_too_late(info, points[position]):
+                self._doomed.append(root)
+            else:
+                self._add_roots([root], info.key)
+        if over:
+            self.expired.append(Expired(intent_id, intent.manifest_key))
+
+    async def _put_too_late(self, intent: ObjectInfo, ref: PointRef) -> bool:
+        """Say whether an intent was put when a point that it names had been removed before, by the store's clock."""
+        if point_of(ref.key) not in self.cancelled:
+            return False
+        told = await self.vault.store.head(ref.key)
+        return told is not None and told.last_modified < intent.last_modified
+
+    def _add_roots(self, roots: Iterable[MapRoot], name: str) -> None:
+        for root in roots:
             try:
                 self.marking.add_root(root)
             except ValueError as error:
-                raise Damaged(info.key, str(error)) from error
-        if over:
-            self.expired.append(Expired(intent_id, intent.manifest_key))
+                raise Damaged(name, str(error)) from error
 
     async def _unreadable(
         self, intent_id: str, raw: bytes, error: Damaged | UnsupportedFormat, *, by_hand: bool
@@ -248,6 +278,10 @@ class Census:
                 continue
             self.relocated.add(RELOCATED.pack(pack.to_bytes(), generation, int(info.last_modified.timestamp())))
             self.listed.add(OBJECT.pack(RELOCATION, pack.to_bytes(), info.size))
+
+
+def _passed_over(_ref: Ref, _level: int, _error: Exception) -> None:
+    """Leave a page that nobody needs."""
 
 
 def point_of(key: str) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,8 @@ def serve() -> None:
             try:
                 asyncio.run(work(**json.loads(line)))
                 code = 0
+            except BaseException:  # noqa: BLE001  # told, whatever it is: the process ends right after
+                traceback.print_exc()
             finally:
                 os._exit(code)
         print(pid, flush=True)

@@ -13,7 +13,8 @@ from orchestrator.errors import LeaseStale
 from orchestrator.fence import OpenFence
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.damage import DamageRecord, load_damage, put_damage
-from orchestrator.repository.errors import PointCancelled, StoreUnavailable, SweepBlocked
+from orchestrator.repository.errors import BaseGone, PointCancelled, StoreUnavailable, SweepBlocked
+from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.maintenance import SweepPlan, SweepResult, plan_sweep, sweep, usage
 from orchestrator.repository.manifest import PointRef, manifest_key, open_manifest
@@ -23,7 +24,7 @@ from orchestrator.repository.relocation import seal_relocation
 from orchestrator.repository.store import CountingStore, open_store
 from orchestrator.repository.vault import Vault
 from tests.repository.engine import START, announce, backup, copy, new_vault, point_record, restore
-from tests.repository.faults import Fault, FaultyStore, ProcessDied
+from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf
 
 SIZE = 1024
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
@@ -316,6 +317,91 @@ async def test_a_removal_that_was_cut_off_is_completed_and_a_writer_woken_meanwh
         with pytest.raises(PointCancelled):
             await open_manifest(vault, gone.key)
         assert len(await _names(vault, vault.names.packs)) == 1
+
+
+@pytest.mark.parametrize("number", range(4))
+async def test_a_removal_cut_off_of_a_point_whose_base_is_long_gone_blocks_no_sweep(vault: Vault, number: int) -> None:
+    """Its intent still names the base's map: what a doomed point was built on is nobody's concern."""
+    # given a point that holds nothing of its base, which was removed and swept
+    base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    heir = await backup(vault, _volume(2), sequence=2, touched=range(60), base=base, chunk_size=SIZE)
+    kept = await backup(vault, _volume(3), sequence=3, chunk_size=SIZE)
+    await remove(vault, base, OpenFence())
+    for days in (0, 2, 4):
+        await _run(vault, days)
+    # when its own removal is cut off
+    faulty = FaultyStore.at(vault.store, number, Fault.CRASH_AFTER)
+    with contextlib.suppress(ProcessDied):
+        await remove(Vault(faulty, vault.keys), heir, OpenFence())
+    # then maintenance goes on, and completes it if it had begun
+    for days in (4, 6, 8):
+        await _run(vault, days)
+    begun = any(verb == "put" for verb, _ in faulty.requests)
+    assert len(await _names(vault, vault.names.packs)) == 2 - begun
+    assert await restore(vault, kept) == _volume(3)
+
+
+async def test_what_a_removal_that_has_only_begun_still_reaches_is_not_written_down(vault: Vault) -> None:
+    """Else a point that is built on it right now would lose it without the grace time for its readers."""
+    ref = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    begun = FaultyStore.at(vault.store, 2, Fault.CRASH)
+    with contextlib.suppress(ProcessDied):
+        await remove(Vault(begun, vault.keys), ref, OpenFence())
+    assert [verb for verb, _ in begun.requests] == ["get", "put", "delete"]
+    assert (await restore(vault, ref)) == _volume(1)
+    plan = await _plan(vault)
+    assert (plan.candidate_count, plan.removals) == (0, (ref.key,))
+
+
+async def _days_later(vault: Vault, shelf: Shelf, days: float) -> SweepResult:
+    shelf.now += timedelta(days=days)
+    plan = await plan_sweep(vault, now=shelf.now + timedelta(seconds=5), grace=DAY, intent_age=WEEK)
+    return await sweep(vault, plan, OpenFence())
+
+
+class _StopsBeforeIntent(FaultyStore):
+    """SIGSTOP right before an intent is put, for days: its base is removed and swept."""
+
+    def __init__(self, vault: Vault, shelf: Shelf, gone: PointRef) -> None:
+        super().__init__(shelf)
+        self._vault, self._shelf, self._gone = vault, shelf, gone
+
+    async def put_new(self, key: str, data: Bytes) -> None:
+        await remove(self._vault, self._gone, OpenFence())
+        for _ in range(3):
+            await _days_later(self._vault, self._shelf, 2)
+        await super().put_new(key, data)
+
+
+@pytest.mark.parametrize("rung", ["base", "compare", "refers"])
+async def test_an_intent_put_long_after_its_base_was_swept_blocks_no_sweep_and_ends_by_its_age(rung: str) -> None:
+    # given a writer that opened its base, and was stopped before it announced that
+    shelf = Shelf()
+    vault = await new_vault(shelf)
+    base = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    kept = await backup(vault, _volume(2), sequence=2, chunk_size=SIZE)
+    record = point_record(sequence=3, size=60 * SIZE, chunk_size=SIZE)
+    intent = Intent(
+        id=record.point_id,
+        manifest_key=manifest_key(vault, record),
+        lineage=record.lineage,
+        created=START,
+        base=base if rung == "base" else None,
+        compare=base if rung == "compare" else None,
+        refers=(base,) if rung == "refers" else (),
+    )
+    # when it wakes and does so, its base being swept by then
+    late = Vault(_StopsBeforeIntent(vault, shelf, base), vault.keys)
+    with pytest.raises(BaseGone) if rung != "refers" else contextlib.nullcontext():
+        await put_intent(late, intent)
+    assert len(await _names(vault, vault.names.packs)) == 1
+    # then maintenance goes on all the same, and ends that intent when it is old
+    assert (await _days_later(vault, shelf, 1)).cancelled_intents == 0
+    assert (await _days_later(vault, shelf, 7)).cancelled_intents == 1
+    for _ in range(2):
+        await _days_later(vault, shelf, 2)
+    assert not {name for name in await _names(vault, vault.names.intents) if record.point_id in name}
+    assert await restore(vault, kept) == _volume(2)
 
 
 async def test_each_distinct_page_is_read_once(vault: Vault) -> None:
