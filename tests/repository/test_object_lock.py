@@ -15,8 +15,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 from orchestrator.fence import OpenFence
+from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import (
     AccessDenied,
+    Damaged,
     ManifestMissing,
     ObjectConflict,
     PointCancelled,
@@ -40,7 +42,8 @@ from orchestrator.repository.point import remove
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
-from tests.repository.engine import NAMESPACE, backup, restore
+from tests.repository.engine import NAMESPACE, backup, new_vault, restore
+from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf
 from tests.repository.lockservers import BUCKET, SERVER, LockServer
 
 real = pytest.mark.real
@@ -254,6 +257,15 @@ async def test_a_point_hidden_by_a_stranger_is_brought_back_or_removed(server: L
             await open_manifest(vault, ref.key)
         await server.call("root", "delete_object", Key=f"{prefix}/{ref.key}", VersionId=marker["VersionId"])
         assert await restore(vault, ref) == _volume(8)
+        # so does what was put on top of it, by copying the older version over that
+        assert isinstance(vault.store, LockedStore)
+        old = (await server.versions(f"{prefix}/{ref.key}"))[0]
+        await vault.store.put_over(ref.key, b"of a stranger")
+        with pytest.raises(Damaged):
+            await open_manifest(vault, ref.key)
+        source = {"Bucket": BUCKET, "Key": old["Key"], "VersionId": old["VersionId"]}
+        await server.call("root", "copy_object", Key=old["Key"], CopySource=source)
+        assert await restore(vault, ref) == _volume(8)
         # a name that holds nothing but a marker can be ended too, on every server
         await server.call("root", "delete_object", Key=f"{prefix}/{ref.key}")
         await remove(vault, ref, OpenFence())
@@ -352,6 +364,74 @@ async def test_a_lock_is_refused_by_name_where_there_is_none(tmp_path: Path) -> 
     with pytest.raises(StoreOptionUnknown, match="role_arn"):
         await open_locked_store("s3://bucket/x", {"role_arn": "arn"}, LOCK)
     assert await open_locked_store(f"file://{tmp_path}", {}, None) is not None
+
+
+class ShelfLocks:
+    """A lock's calls on a store in memory, where the past is a version; a put over may be late, or its answer lost."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf, self.fault = shelf, ""
+        self.late: list[tuple[str, bytes]] = []
+
+    async def put_locked(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> bool:
+        if key in self.shelf.objects:
+            return False
+        await self.shelf.put_new(key, data)
+        return True
+
+    async def put_over(self, key: str, data: Bytes, mode: LockMode, until: datetime) -> None:
+        fault, self.fault = self.fault, ""
+        if fault == "late":
+            self.late.append((key, bytes(data)))
+        elif fault != "refused":
+            self.shelf.objects[key] = (bytes(data), self.shelf.now)
+        if fault:
+            raise StoreUnavailable("memory://shelf", fault)
+
+    async def renew(self, key: str, mode: LockMode, until: datetime) -> None:
+        self.shelf._data(key)
+
+    async def problems(self) -> list[str]:
+        return []
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("fault", ["refused", "lost", "late"])
+async def test_a_removal_under_a_lock_whose_answer_is_unclear_is_done_by_the_next_try(fault: str) -> None:
+    shelf = Shelf()
+    locks = ShelfLocks(shelf)
+    vault = await new_vault(LockedStore(shelf, locks, LOCK))
+    gone = await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    kept = await backup(vault, _volume(2), sequence=2, chunk_size=SIZE)
+    locks.fault = fault
+    with pytest.raises(StoreUnavailable):
+        await remove(vault, gone, OpenFence())
+    await remove(vault, gone, OpenFence())
+    for key, data in locks.late:  # the first one arrives after all
+        shelf.objects[key] = (data, shelf.now)
+    with pytest.raises(PointCancelled):
+        await open_manifest(vault, gone.key)
+    assert await restore(vault, kept) == _volume(2)
+    assert [key for key in shelf.objects if "/removing/" in key] == []
+
+
+@pytest.mark.quick
+async def test_a_removal_that_began_without_a_lock_ends_under_one() -> None:
+    shelf = Shelf()
+    plain = await new_vault(shelf)
+    ref = await backup(plain, _volume(1), sequence=1, chunk_size=SIZE)
+    cut = FaultyStore.at(shelf, 3, Fault.CRASH_AFTER)
+    with contextlib.suppress(ProcessDied):
+        await remove(Vault(cut, plain.keys), ref, OpenFence())
+    assert [key for key in shelf.objects if "/removing/" in key] != []
+    under = Vault(LockedStore(shelf, ShelfLocks(shelf), LOCK), plain.keys)
+    await remove(under, ref, OpenFence())
+    with pytest.raises(PointCancelled):
+        await open_manifest(under, ref.key)
+    assert [key for key in shelf.objects if "/removing/" in key] == []
 
 
 @pytest.mark.quick
