@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class Bucket:
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Bucket]:
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Bucket]:
     """Serve a bucket on a free port of the loopback."""
     bucket = Bucket()
     app = web.Application(client_max_size=64 * 1024 * 1024)
@@ -164,11 +165,11 @@ async def serving() -> AsyncIterator[Bucket]:
     app.router.add_route("*", "/bucket/{key:.*}", bucket.answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     assert site._server is not None
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-    bucket.url = f"http://127.0.0.1:{port}"
+    bucket.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     try:
         yield bucket
     finally:

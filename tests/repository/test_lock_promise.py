@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import ssl
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 
 from orchestrator.cli.main import main
 from orchestrator.cli.parts.opening import repository
@@ -145,6 +147,23 @@ async def test_a_lock_is_put_with_the_credentials_that_the_store_has(
         assert {each.access_key for each in bucket.seen} == {wanted}
         if where == "role":
             assert [asked["WebIdentityToken"] for asked in bucket.roles] == ["of-the-workload"]
+
+
+async def test_an_authority_of_ones_own_is_believed_and_no_other() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    pem = authority.cert_pem.bytes().decode().replace("\n", "\\n")  # as in a file of lines
+    async with serving(context) as bucket:
+        options = {"endpoint": bucket.url, "access_key_id": "a", "secret_access_key": "s", "retries": "0"}
+        for more in ({"ca_certificate": pem}, {}):
+            client = S3LockClient("s3://bucket/p", {**options, **more})
+            try:
+                with contextlib.nullcontext() if more else pytest.raises(StoreUnavailable):
+                    assert await client.put_locked("a", b"x", "COMPLIANCE", datetime.now(UTC) + DAY)
+            finally:
+                await client.close()
+        assert list(bucket.objects) == ["p/a"]
 
 
 async def test_a_clock_that_is_too_far_off_is_named(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from orchestrator.repository.point import remove
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
+from tests.mover.movers import Pod, end
 from tests.repository.engine import NAMESPACE, backup, new_vault, restore
 from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf
 from tests.repository.lockservers import BUCKET, SERVER, LockServer
@@ -329,6 +330,43 @@ async def test_a_clock_that_is_behind_breaks_no_promise(server: LockServer, url:
         kept = [until for key, until in (await _retained(vault)).items() if is_locked(key) and "/n/" in f"/{key}"]
         assert len(kept) >= 3
         assert all(until is not None and until >= datetime.now(UTC) + LOCK.retention for until in kept)
+
+
+@real
+async def test_a_mover_that_sweeps_renews_what_lives_once_a_period(
+    server: LockServer, url: str, tmp_path: Path
+) -> None:
+    clock = Clock()
+    clock.instant -= 10 * DAY
+    async with opened(server, url, "root", clock) as vault:
+        ref = await backup(vault, _volume(10), sequence=1, chunk_size=SIZE)
+        lock = {"lock_retention_s": LOCK.retention.total_seconds(), "lock_renew_s": LOCK.renew_every.total_seconds()}
+        said = []
+        for _ in range(2):
+            pod = Pod.make(
+                tmp_path,
+                vault,
+                url,
+                "maintain",
+                vault.namespace_id,
+                tmp_path / "none",
+                store_options=server.options("root"),
+                **lock,
+            )
+            process = pod.start()
+            try:
+                code, _, log = end(process, timeout_s=200)
+            finally:
+                process.kill()
+            assert code == 0, log
+            said.append("renewed the lock of" in log)
+        assert said == [True, False]
+        assert all(
+            until is not None and until > datetime.now(UTC) + 29 * DAY
+            for key, until in (await _retained(vault)).items()
+            if is_locked(key)
+        )
+        assert await restore(vault, ref) == _volume(10)
 
 
 @real
