@@ -19,8 +19,9 @@ from typing import Any
 from benchmarks._report import Row, size
 from benchmarks._volume import parse_size
 from orchestrator.blocks.offline import NAMESPACE, make_point, point_name
+from orchestrator.blocks.restore import write_point
+from orchestrator.blocks.target import Target
 from orchestrator.fence import OpenFence
-from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.liveness import LiveChunks, length_of
 from orchestrator.repository.maintenance import plan_sweep, sweep
@@ -30,7 +31,7 @@ from orchestrator.repository.pack import slots_of
 from orchestrator.repository.partitions import COUNT
 from orchestrator.repository.point import remove
 from orchestrator.repository.repository import Repository
-from orchestrator.repository.store import open_store
+from orchestrator.repository.store import CountingStore, open_store
 from orchestrator.repository.vault import Vault
 
 BLOCK = 64 * 1024
@@ -48,12 +49,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def rows(figures: dict[str, Any]) -> list[Row]:
     """Return the table's lines."""
     most, mean = figures["storedPerLiveMostInSecondHalf"], figures["storedPerLiveMeanInSecondHalf"]
+    gets, most_gets = figures["restoreGets"], 20 + 25 * figures["volume"] / 2**30
     what = f"{figures['days']} days, 1 % a day at random, keep {KEEP}, {size(figures['volume'])}"
     return [
         Row(f"stored, of what lives: {what}; the most in the second half", "<= 1.5", f"{most}", most <= 1.5),
         Row("the same, on average", "", f"{mean}"),
         Row("the same, at the end", "", f"{figures['storedPerLiveAtTheEnd']}"),
         Row("bytes compaction moves a day, of the volume", "", f"{100 * figures['bytesMovedPerDayOfVolume']:.2f} %"),
+        Row("GETs of a restore at the end", "<= 25 per GiB + 20", f"{gets}", gets <= most_gets),
         Row("one maintenance run", "", f"{figures['maintenanceSecondsPerRun']} s"),
     ]
 
@@ -82,7 +85,7 @@ async def _year(folder: Path, size: int, days: int) -> dict[str, Any]:
         if day % 5 == 0 or day == days:
             live, stored = await _live(vault, points, folder), await _stored(vault)
             ratios.append(stored / live)
-    await _restorable(vault, points[-1], volume)
+    gets = await _restorable(vault, points[-1], volume)
     late = ratios[len(ratios) // 2 :]
     return {
         "volume": size,
@@ -94,6 +97,7 @@ async def _year(folder: Path, size: int, days: int) -> dict[str, Any]:
         "storedPerLiveMeanInSecondHalf": round(sum(late) / len(late), 3),
         "bytesMovedPerDayOfVolume": round(moved / days / size, 5),
         "maintenanceSecondsPerRun": round(seconds / days, 3),
+        "restoreGets": gets,
         "seconds": round(time.perf_counter() - begun, 1),
     }
 
@@ -137,16 +141,14 @@ async def _stored(vault: Vault) -> int:
     return sum([info.size async for info in vault.store.list("")])
 
 
-async def _restorable(vault: Vault, ref: PointRef, volume: Path) -> None:
-    """Raise unless the newest point is the volume, chunk id by chunk id."""
-    manifest, _ = await open_manifest(vault, ref.key)
-    seen = 0
-    with volume.open("rb") as file:
-        async for batch in MapReader(vault, manifest.root).batches():
-            for index, entry in batch:
-                file.seek(index * BLOCK)
-                if vault.keys.chunk_id(file.read(BLOCK)) != entry.id:
-                    raise AssertionError(f"chunk {index} of the newest point is another one")
-            seen += len(batch)
-    if seen != manifest.root.chunk_count:
-        raise AssertionError(f"the newest point holds {seen} of {manifest.root.chunk_count} chunks")
+async def _restorable(vault: Vault, ref: PointRef, volume: Path) -> int:
+    """Restore the newest point and return how many GETs that takes; raise unless it is the volume, byte by byte."""
+    counting = CountingStore(vault.store)
+    manifest, _ = await open_manifest(Vault(counting, vault.keys), ref.key)
+    with Target.create(volume.with_suffix(".back"), manifest.root.volume_size) as target:
+        await write_point(Vault(counting, vault.keys), manifest, target)
+    with volume.open("rb") as was, volume.with_suffix(".back").open("rb") as back:
+        while block := was.read(1 << 20):
+            if block != back.read(1 << 20):
+                raise AssertionError("the newest point is another one")
+    return counting.requests["get"]

@@ -38,9 +38,9 @@ RUN_CHUNKS = 1_000_000
 """Chunks that one run moves at most (256 GiB at 256 KiB): what waits is in memory. The next run goes on."""
 BATCH_CHUNKS = 20_000
 """Chunks of one compaction: so much work at most is lost when it is cut off."""
-SMALL_SHARE = 8
-"""A pack is small if it has less than this part of what packs aim at (6 MiB)."""
-SMALL_COUNT = 32
+SMALL_SHARE = 32
+"""A pack is small if it has less than this part of what packs aim at (1.5 MiB)."""
+SMALL_COUNT = 16
 """So many small packs are brought together. What comes out is rarely small, so that a chunk is moved for that once."""
 READ_BYTES = 8 * 1024 * 1024
 WHOLE_BYTES = 4 * 1024 * 1024
