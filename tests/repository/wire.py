@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 
 from tests.repository.faults import Shelf
 
-AWAY_S = 0.15
+AWAY_S = 0.1
 """How long nobody listens after a REFUSED."""
 
 
@@ -294,7 +294,11 @@ class Wire:
         self._hang_up()
         await asyncio.sleep(AWAY_S)
         sock, self._next = self._next, _bound(port)
-        await self._listen(sock)
+        try:
+            await self._listen(sock)
+        except BaseException:
+            sock.close()
+            raise
 
     def _start(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -328,6 +332,8 @@ class Wire:
         if cut is not None:
             self.hits[cut] += 1
         length = int(request.headers.get("content-length", 0))
+        if request.headers.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if cut is Cut.RESET_UPLOAD:
             await reader.readexactly(length // 2)
             _reset(writer)
