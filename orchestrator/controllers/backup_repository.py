@@ -194,7 +194,7 @@ class BackupRepositoryController(Controller[BackupRepository]):
             return None
         async with asyncio.timeout(USAGE_TIMEOUT_S):
             found = [
-                await last_renewed(await opened.repository.vault(identity))
+                await last_renewed(await opened.repository.vault(identity), lock)
                 for identity in await opened.repository.namespaces()
                 if identity.cluster_id == self.context.cluster_id
             ]

@@ -23,7 +23,7 @@ from orchestrator.repository.lock import LockedStore, ObjectLock, locked
 from orchestrator.repository.maintenance import reached
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT
-from orchestrator.repository.record import seal_record
+from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
 
 AT_ONCE = 16
@@ -37,9 +37,20 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     objects: int
 
 
-async def last_renewed(vault: Vault) -> datetime | None:
-    """Return when the last renewal that ended was begun; one listing."""
-    return max([_begun(info.key) async for info in vault.store.list(vault.names.renewed)], default=None)
+async def last_renewed(vault: Vault, lock: ObjectLock | None = None) -> datetime | None:
+    """Return when the last renewal that ended was begun; one listing, and a read.
+
+    With `lock`, None when that one was for a shorter retention: the promise was made longer since, and isn't kept yet.
+    """
+    newest = max([info.key async for info in vault.store.list(vault.names.renewed)], default=None)
+    if newest is None or lock is None:
+        return None if newest is None else _begun(newest)
+    try:
+        data = await vault.store.get(newest)
+        renewal, _ = open_record(vault, Kind.RENEWED, newest, data, Renewal)
+    except (Damaged, ObjectMissing):
+        return None  # a renewal too many does no harm
+    return renewal.begun if renewal.until - renewal.begun >= lock.retention else None
 
 
 def due(lock: ObjectLock, last: datetime | None, now: datetime) -> bool:
@@ -50,7 +61,7 @@ def due(lock: ObjectLock, last: datetime | None, now: datetime) -> bool:
 async def renew_if_due(vault: Vault, fence: Fence, *, now: datetime) -> Renewal | None:
     """Renew once per period; None when it isn't due, or nothing is promised. Raises as `renew`."""
     store = locked(vault.store)
-    if store is None or not due(store.lock, await last_renewed(vault), now):
+    if store is None or not due(store.lock, await last_renewed(vault, store.lock), now):
         return None
     return await renew(vault, fence, now=now)
 

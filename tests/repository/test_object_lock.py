@@ -35,7 +35,7 @@ from orchestrator.repository.lock import (
     open_locked_store,
 )
 from orchestrator.repository.lockclient import S3LockClient
-from orchestrator.repository.lockrenewal import due, last_renewed, renew
+from orchestrator.repository.lockrenewal import due, last_renewed, renew, renew_if_due
 from orchestrator.repository.maintenance import plan_sweep, sweep
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.point import remove
@@ -454,6 +454,27 @@ async def test_a_removal_under_a_lock_whose_answer_is_unclear_is_done_by_the_nex
         await open_manifest(vault, gone.key)
     assert await restore(vault, kept) == _volume(2)
     assert [key for key in shelf.objects if "/removing/" in key] == []
+
+
+@pytest.mark.quick
+async def test_a_promise_that_was_made_longer_is_kept_from_the_next_renewal_on() -> None:
+    shelf = Shelf()
+    vault = await new_vault(LockedStore(shelf, ShelfLocks(shelf), LOCK))
+    await backup(vault, _volume(1), sequence=1, chunk_size=SIZE)
+    assert await renew_if_due(vault, OpenFence(), now=NOW) is not None
+    assert await renew_if_due(vault, OpenFence(), now=NOW + DAY) is None
+    longer = ObjectLock(retention=90 * DAY, renew_every=7 * DAY)
+    vault = Vault(LockedStore(shelf, ShelfLocks(shelf), longer), vault.keys)
+    assert await last_renewed(vault) == NOW
+    assert await last_renewed(vault, longer) is None
+    done = await renew_if_due(vault, OpenFence(), now=NOW + DAY)
+    assert done is not None
+    assert done.until >= NOW + 91 * DAY
+    assert await renew_if_due(vault, OpenFence(), now=NOW + 2 * DAY) is None
+    # a record that doesn't open counts for none
+    (record,) = [key for key in shelf.objects if "/renewed/" in key]
+    shelf.replace(record, b"junk")
+    assert await renew_if_due(vault, OpenFence(), now=NOW + 2 * DAY) is not None
 
 
 @pytest.mark.quick
