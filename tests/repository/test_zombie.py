@@ -48,9 +48,10 @@ async def maintain(vault: Vault, *days: float) -> int:
 class _Ground:
     """A volume, a base to build on, an heir of it that stays, and a mover stopped in mid-copy."""
 
-    def __init__(self, folder: Path, vault: Vault) -> None:
-        self.folder, self.vault = folder, vault
-        self.volume = Volume(folder / "volume", 24 * MIB + 4096, seed=3)
+    def __init__(self, folder: Path, vault: Vault, shards: int = 1) -> None:
+        """With two shards the volume has two leaves, and something changes in both."""
+        self.folder, self.vault, self.shards = folder, vault, shards
+        self.volume = Volume(folder / "volume", (24 if shards == 1 else 68) * MIB + 4096, seed=3)
         self.kept: dict[str, str] = {}
         self.gone: list[Point] = []
         self.intent = ""
@@ -69,7 +70,12 @@ class _Ground:
         self.gone = [first, base]
         self.volume.noise(8 * MIB, 14 * MIB)
         ranges = [(CHUNK, CHUNK), (8 * MIB, 14 * MIB)]
-        self.intent = await announce(self.vault, self.volume.path, ranges, mode="delta", base=base.ref)
+        if self.shards > 1:
+            self.volume.noise(65 * MIB, 2 * MIB)
+            ranges.append((65 * MIB, 2 * MIB))
+        self.intent = await announce(
+            self.vault, self.volume.path, ranges, mode="delta", base=base.ref, shards=self.shards
+        )
 
     def pod(self, name: str, **more: int) -> Pod:
         """Return a mover of the planned point."""
@@ -167,3 +173,54 @@ async def test_of_two_movers_of_one_point_the_zombie_wakes_after_its_packs_were_
     await ground.check(2)
     await maintain(ground.vault, 22, 24, 26)
     await ground.check(2)
+
+
+async def test_of_a_point_in_two_shards_one_mover_is_a_zombie_and_another_takes_its_place(tmp_path: Path) -> None:
+    # given a mover of the first shard that is stopped in mid-copy
+    ground = _Ground(tmp_path, await vault_at(tmp_path / "repository"), shards=2)
+    await ground.prepare()
+    zombie = ground.pod("zombie", bandwidth_limit=24 * MIB)
+    with asleep(zombie) as process:
+        # when the shard is done by another mover, the point is made, and the base goes with all that nobody needs
+        await _shard(ground, "second", 0)
+        await _shard(ground, "other", 1)
+        for point in ground.gone:
+            await remove(ground.vault, point.ref, OpenFence())
+        assert await maintain(ground.vault, 2, 4, 6, 8) > 0
+    code, _, log = await asyncio.to_thread(end, process)
+    # then the zombie hands over that point, and there is one, whole
+    assert code == 0, log
+    (key,) = [name for name in _manifests(tmp_path / "repository") if name.endswith(ground.intent)]
+    _, ref = await open_manifest(ground.vault, key)
+    assert zombie.outcome()["manifestDigest"] == ref.digest
+    ground.kept[key] = ground.volume.sha256()
+    await ground.check(2)
+
+
+async def test_of_a_point_in_two_shards_that_was_ended_every_mover_says_so(tmp_path: Path) -> None:
+    # given one shard finished, and the mover of the other stopped in mid-copy
+    ground = _Ground(tmp_path, await vault_at(tmp_path / "repository"), shards=2)
+    await ground.prepare()
+    await _shard(ground, "other", 1)
+    zombie = ground.pod("zombie", bandwidth_limit=24 * MIB)
+    with asleep(zombie) as process:
+        # when the point is ended by its age, and everything of it is swept
+        for point in ground.gone:
+            await remove(ground.vault, point.ref, OpenFence())
+        await maintain(ground.vault, 2, 8, 10, 12, 14)
+        assert not [*(tmp_path / "repository").glob(f"n/*/intents/{ground.intent}/*")]
+    # then the mover that wakes says that it is over, and so does one that starts now
+    found = [await asyncio.to_thread(end, process)]
+    for number in (0, 1):
+        late = ground.pod(f"late-{number}")
+        found.append(await asyncio.to_thread(end, late.start(JOB_COMPLETION_INDEX=str(number))))
+        assert late.outcome()["reason"] == "PointCancelled"
+    assert zombie.outcome()["reason"] == "PointCancelled"
+    assert [code for code, _, _ in found] == [EXIT_TERMINAL] * 3
+    await ground.check(1)
+
+
+async def _shard(ground: _Ground, name: str, number: int) -> None:
+    """Run a mover of one shard to its end."""
+    code, _, log = await asyncio.to_thread(end, ground.pod(name).start(JOB_COMPLETION_INDEX=str(number)))
+    assert code == 0, log
