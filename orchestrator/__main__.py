@@ -7,7 +7,9 @@ line's libraries.
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from typing import NoReturn
 
 GC_THRESHOLD = 20_000
 """Objects made between two looks for cycles. Python's 700 has it look through every module while they load, and then
@@ -27,5 +29,22 @@ def main() -> int:
     return run_command(arguments)
 
 
+def run() -> NoReturn:
+    """Run the command and end the process at once, with its exit code.
+
+    Not by the interpreter's own end: a thread of the object storage library that still lets go of a buffer then aborts
+    the process, and work that was done would be reported as a crash.
+    """
+    code = main()
+    if "logging" in sys.modules:
+        sys.modules["logging"].shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # what was to be said can't be said: that is no success
+            code = code or 1
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,15 @@ def test_every_environment_variable_names_an_option_that_its_store_knows() -> No
     assert {name: set(options.values()) - known[name] for name, options in ENVIRONMENT.items()} == {
         name: set() for name in ENVIRONMENT
     }
+
+
+def test_a_command_ends_its_process_without_the_interpreters_own_end() -> None:
+    # given something that would happen while the interpreter ends, as a native thread's last call would
+    script = (
+        "import atexit, sys; atexit.register(print, 'the interpreter ends'); sys.argv[1:] = ['--version']\n"
+        "from orchestrator.__main__ import run\nrun()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    # then it doesn't happen, and all that was to be said is said
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"tidemark \S+\n", done.stdout)
