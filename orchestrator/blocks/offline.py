@@ -29,6 +29,7 @@ from orchestrator.extents import ChunkSet
 from orchestrator.repository.errors import Damaged, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.keys import NamespaceIdentity
+from orchestrator.repository.layout import MAX_VOLUME
 from orchestrator.repository.manifest import (
     Manifest,
     Mode,
@@ -41,7 +42,7 @@ from orchestrator.repository.manifest import (
     open_manifest,
 )
 from orchestrator.repository.neighbours import neighbours
-from orchestrator.repository.plan import Plan, put_plan
+from orchestrator.repository.plan import Plan, VolumeTooLarge, put_plan
 from orchestrator.repository.vault import Vault
 
 log = logging.getLogger("tidemark.copy")
@@ -209,6 +210,8 @@ async def make_point(
 
 def _planned(path: Path, extents: Iterable[str] | None, chunk_size: int) -> ChunkSet:
     with Source.open(path) as source:
+        if source.size > MAX_VOLUME:  # before a bit for each chunk of it is asked of memory
+            raise VolumeTooLarge(source.size)
         chunks = ChunkSet(source.size, chunk_size)
         if extents is not None:
             parse_extents(extents, chunks)

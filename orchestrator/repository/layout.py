@@ -21,11 +21,13 @@ OVERLAY_LIMIT = 64
 """Changed entries that an inner page keeps for one leaf before that leaf is written anew."""
 OVERLAY_MEAN = 11
 """The same, on the average of the page's leaves: beyond it all of them are written anew, with one joined read."""
-PACK_TARGET = 48 * 1024 * 1024
+PACK_TARGET = 52 * 1024 * 1024
 MAX_OBJECT = 1 << 30
 """A slot number has 24 bits."""
 MAX_WHOLE = 256 << 20
 """Bytes of the largest object that anybody reads whole: whoever may put objects must not be able to fill our memory."""
+MAX_VOLUME = 1 << 50
+"""Bytes of the largest volume: who forges a manifest must not be able to send us through a map without end."""
 CHUNK_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
 
 HEADER_KEY = "tidemark"

@@ -15,7 +15,7 @@ import msgspec
 from orchestrator.repository.crypto import digest as digest_of
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled
 from orchestrator.repository.keys import NamespaceIdentity
-from orchestrator.repository.layout import Kind
+from orchestrator.repository.layout import CHUNK_SIZES, MAX_VOLUME, Kind
 from orchestrator.repository.record import kind_of, open_record
 from orchestrator.repository.vault import Vault
 
@@ -179,7 +179,15 @@ async def open_manifest(vault: Vault, key: str, *, digest: str | None = None) ->
     if digest is not None and seen != digest:
         raise Damaged(key, "its digest isn't the one expected")
     manifest, _ = open_record(vault, Kind.MANIFEST, key, data, Manifest)
+    check_root(key, manifest.root)
     return manifest, PointRef(key, seen)
+
+
+def check_root(key: str, root: MapRoot) -> None:
+    """Raise Damaged for a root that no map can have: not even who holds a namespace's key may occupy others with it."""
+    sound = 0 < root.chunk_size <= CHUNK_SIZES[-1] and 0 <= root.volume_size <= MAX_VOLUME
+    if not sound or root.chunk_count > MAX_VOLUME // CHUNK_SIZES[0]:
+        raise Damaged(key, f"its root tells of {root.volume_size} bytes in chunks of {root.chunk_size}")
 
 
 async def list_points(vault: Vault) -> AsyncIterator[str]:

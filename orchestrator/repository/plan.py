@@ -5,14 +5,27 @@ Written once by the controller, read by every mover of the point: the inputs of 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
+from orchestrator.errors import Terminal
 from orchestrator.extents import ChunkSet
 from orchestrator.repository.errors import Damaged, ObjectConflict
-from orchestrator.repository.layout import LEAF_CHUNKS, Kind
+from orchestrator.repository.layout import LEAF_CHUNKS, MAX_VOLUME, Kind
 from orchestrator.repository.manifest import Mode, PointRecord, PointRef
 from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
+
+
+class VolumeTooLarge(Terminal):
+    """A volume of a size that the format doesn't take."""
+
+    reason: ClassVar[str] = "VolumeTooLarge"
+    remedy: ClassVar[str] = "Volumes of up to 1 PiB can be backed up; is this really the size of what is in it?"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The volume has {size} bytes")
 
 
 class _PlanDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -50,6 +63,8 @@ def shard_range(chunk_count: int, shards: int, number: int) -> tuple[int, int]:
 
 async def put_plan(vault: Vault, intent_id: str, plan: Plan) -> Plan:
     """Write a plan under its intent and return what is stored: one that is there already counts."""
+    if plan.record.volume_size > MAX_VOLUME:
+        raise VolumeTooLarge(plan.record.volume_size)
     name = vault.names.plan(intent_id)
     document = _PlanDocument(
         record=plan.record, base=plan.base, compare=plan.compare, mode=plan.mode, shards=plan.shards

@@ -13,11 +13,18 @@ import msgspec
 from orchestrator.repository.compression import compress, decompress
 from orchestrator.repository.crypto import Bytes, Header, ObjectCipher
 from orchestrator.repository.errors import Damaged
-from orchestrator.repository.layout import MAX_OBJECT, SLOT_UNIT, Kind
+from orchestrator.repository.layout import MAX_WHOLE, SLOT_UNIT, Kind
 from orchestrator.repository.vault import Vault
 
 _FRAME = struct.Struct("<BI")
 _LENGTH = struct.Struct("<I")
+_KIND_AT = 9
+_SMALL = 4 << 20
+_LARGEST: dict[int, int] = dict.fromkeys(
+    (Kind.MASTER_WRAP, Kind.NAMESPACE_KEYS, Kind.MANIFEST, Kind.CANCELLED, Kind.INTENT, Kind.REMOVING), _SMALL
+)
+"""Bytes that a document of a kind may unfold to: a mover that was taken over could pack a gigabyte of zeros into what
+the controller, with little memory and everybody's backups, opens."""
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -33,7 +40,7 @@ def open_body(cipher: ObjectCipher, data: Bytes) -> tuple[bytes, bytes]:
     frame = cipher.open(1, memoryview(data)[SLOT_UNIT:])
     try:
         codec, length = _FRAME.unpack_from(frame)
-        if length > MAX_OBJECT:
+        if length > _LARGEST.get(cipher.header[_KIND_AT], MAX_WHOLE):
             raise ValueError("too long")
         body = decompress(codec, memoryview(frame)[_FRAME.size :], length)
         (split,) = _LENGTH.unpack_from(body)
