@@ -25,7 +25,7 @@ else:
     from backports import zstd
 
 CHUNK = 256 * 1024
-PACK = 48 << 20
+PACK = 52 << 20
 PLACE = b"place"
 
 
