@@ -27,8 +27,6 @@ from orchestrator.repository.vault import Vault
 NAME = 36
 _HEAD = struct.Struct("<II")
 """Number of the object that holds it, bytes."""
-LEAST = 16
-"""Records without a copy that are worth an object."""
 SMALL = 8
 """So many small objects become one."""
 RUN_RECORDS = 20_000
@@ -124,8 +122,7 @@ class Index:
         if len(small) >= SMALL:
             chosen |= set(small)
         again = sorted(chosen, key=lambda at: self._objects[at].bytes)[:RUN_OBJECTS]
-        records = bytes(self._new) if again or self._broken or len(self._new) >= LEAST * NAME else b""
-        records += b"".join(bytes(self._kept.get(at, b"")) for at in again)
+        records = bytes(self._new) + b"".join(bytes(self._kept.get(at, b"")) for at in again)
         return IndexWork(records, (*(self._objects[at].name for at in again), *self._broken))
 
     def _path(self, file: int) -> Path:
