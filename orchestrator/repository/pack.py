@@ -22,6 +22,8 @@ LENGTH_MASK = (1 << CODEC_SHIFT) - 1
 """A chunk's sealed length has 22 bits; the two above name its codec."""
 FOOTER_ENTRY = struct.Struct("<Q32sII")
 TRAILER = struct.Struct("<II8s")
+MAX_FOOTER = 64 << 20
+"""Bytes of the largest footer that is read: 1.4 million chunks."""
 TRAILER_MAGIC = b"TMFOOTER"
 
 
@@ -140,7 +142,8 @@ def _trailer(name: str, tail: Bytes, size: int) -> tuple[int, int]:
     if len(tail) < TRAILER.size:
         raise Damaged(name, "it is truncated")
     slot, length, magic = TRAILER.unpack(tail[-TRAILER.size :])
-    if magic != TRAILER_MAGIC or slot * SLOT_UNIT + length + TRAILER.size != size:
+    # Nothing seals these 16 bytes: whoever may put objects must not have us read more than a footer can be.
+    if magic != TRAILER_MAGIC or slot * SLOT_UNIT + length + TRAILER.size != size or length > MAX_FOOTER:
         raise Damaged(name, "it doesn't end with a footer of its own")
     return slot, length
 

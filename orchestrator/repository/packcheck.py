@@ -114,6 +114,8 @@ class PackChecker:
         try:
             if info is None:
                 raise ObjectMissing(name)
+            if info.size > WHOLE_LIMIT:
+                return PackCheck(f"it has {info.size} bytes, which is more than compaction writes", whole=True)
             what = await asyncio.to_thread(self._rest, ref, await self._read(name, info.size))
             return PackCheck(await self._again(ref, info.size) if what else "", bytes_read=info.size)
         except ObjectMissing:

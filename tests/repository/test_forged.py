@@ -1,21 +1,26 @@
-"""Who holds a namespace's key can forge its points: that must not cost those who open points of all namespaces."""
+"""Who holds a namespace's key can forge its points: that must not cost those who open points of all namespaces.
+
+Nor may what nothing seals, which anybody who writes into the bucket can choose.
+"""
 
 from __future__ import annotations
 
 import tracemalloc
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from orchestrator.repository.crypto import ObjectCipher
 from orchestrator.repository.errors import Damaged
-from orchestrator.repository.layout import MAX_VOLUME, Kind
+from orchestrator.repository.layout import MAX_VOLUME, Kind, ObjectRef
 from orchestrator.repository.manifest import Manifest, MapRoot, PointStats, open_manifest
+from orchestrator.repository.pack import TRAILER, TRAILER_MAGIC, read_footer
 from orchestrator.repository.plan import Plan, VolumeTooLarge, put_plan
 from orchestrator.repository.record import seal_body, seal_record
-from orchestrator.repository.store import Store
+from orchestrator.repository.store import Store, open_store
 from orchestrator.repository.vault import Vault
 from tests.repository.engine import backup, new_vault
 
@@ -81,3 +86,18 @@ async def test_a_volume_that_no_manifest_could_tell_of_is_refused_before_anythin
     plan = Plan(record=msgspec.structs.replace(true.record, volume_size=MAX_VOLUME + 1), mode="full", bits=b"")
     with pytest.raises(VolumeTooLarge):
         await put_plan(vault, str(uuid.uuid4()), plan)
+
+
+async def test_a_trailer_that_nobody_sealed_makes_nobody_read_a_gigabyte(tmp_path: Path) -> None:
+    # given a large object under a pack's name, whose trailer says that all of it is the footer
+    vault = await new_vault(await open_store((tmp_path / "repository").as_uri()))
+    ref, size = ObjectRef.new(str(uuid.uuid4())), 1 << 30
+    path = tmp_path / "repository" / vault.names.pack(ref)
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.write(vault.new_cipher(Kind.PACK, vault.names.pack(ref), ref).header)
+        file.seek(size - TRAILER.size)
+        file.write(TRAILER.pack(0, size - TRAILER.size, TRAILER_MAGIC))
+    # when its footer is asked for, then it is refused unread
+    with pytest.raises(Damaged, match="a footer of its own"):
+        await read_footer(vault, ref, size)
