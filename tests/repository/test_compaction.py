@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from orchestrator.repository.compaction import Compaction
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
 from orchestrator.repository.layout import ObjectRef
-from orchestrator.repository.maintenance import sweep
+from orchestrator.repository.maintenance import SweepPlan, plan_sweep, sweep
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.packreader import PackReader
 from orchestrator.repository.relocation import open_relocation, parse_relocation, seal_relocation
@@ -24,7 +25,7 @@ from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
 from tests.repository.engine import new_vault
 from tests.repository.faults import Fault, FaultyStore, ProcessDied
-from tests.repository.world import SIZE, World
+from tests.repository.world import DAY, SIZE, WEEK, World
 
 EVERY = int(os.environ.get("TIDEMARK_COMPACTION_EVERY", "7"))
 """Which requests are cut off; all of them on demand: TIDEMARK_COMPACTION_EVERY=1."""
@@ -288,3 +289,28 @@ async def test_nothing_is_compacted_when_most_of_it_lives(vault: Vault) -> None:
     await world.point(0.2)
     await world.prune(1)
     assert (await world.run()).compacted == Compaction()
+
+
+async def test_many_small_packs_are_brought_together_once_and_a_few_are_left_alone(vault: Vault) -> None:
+    world = World(vault, chunks=30)
+    await world.point()
+
+    async def plan(days: float) -> SweepPlan:
+        now = datetime.now(UTC) + timedelta(days=days, seconds=5)
+        return await plan_sweep(vault, now=now, grace=DAY, intent_age=WEEK)
+
+    # given fewer than sixteen packs, each of them much smaller than a pack should be
+    for _ in range(12):
+        await world.point(0.05)
+    assert len(await world.names("packs/")) == 15
+    assert (await plan(0)).compact == ()
+    # when there is one more
+    await world.point(0.05)
+    assert len((await plan(0)).compact) == 16
+    for days in (0, 2, 4):
+        await sweep(vault, await plan(days), OpenFence())
+        await world.check()
+    # then one pack has it all, and isn't touched again
+    assert len(await world.names("packs/")) == 1
+    assert (await plan(6)).compact == ()
+    assert (await verify(vault, depth="full")).ok
