@@ -171,6 +171,19 @@ async def test_a_bucket_that_is_not_there_is_told_at_once() -> None:
             assert [info async for info in store.list("")] == []
 
 
+@pytest.mark.parametrize("broken", [0, 1, 2])
+@pytest.mark.parametrize("cut", [Cut.HTML_200, Cut.XML_200])
+async def test_a_page_that_is_none_never_ends_a_listing(broken: int, cut: Cut) -> None:
+    # given a listing of two pages, one of which is a proxy's, or the one that asks whether there are more
+    shelf = await _shelf()
+    for name in "bcd":
+        await shelf.put_new(name, b"x")
+    wire = Wire(Objects(shelf, page=2), lambda at, each: cut if at == broken else None)
+    async with wire.serving():
+        # then it is whole all the same: what looks alive and dead hangs on it
+        assert [info.key async for info in (await opened(wire)).list("")] == ["a", "b", "c", "d"]
+
+
 async def test_a_listing_ends_even_where_a_server_ignores_where_to_begin() -> None:
     objects = Objects(await _shelf())
 
