@@ -36,7 +36,7 @@ from orchestrator.repository.vault import Vault
 
 WINDOW = Window(calls=8, weight=112 * 1024 * 1024)
 """Packs that are looked at at once: two of the usual size, or more of smaller ones."""
-SLICE_BYTES = 24 * 1024 * 1024
+SLICE_BYTES = 12 * 1024 * 1024
 """Of records that are sorted in memory at once; as objects they take some five times as much."""
 Depth = Literal["quick", "full"] | float
 _CHUNK = struct.Struct("<32sII32s")
