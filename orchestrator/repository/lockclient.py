@@ -9,8 +9,9 @@ import asyncio
 import base64
 import tempfile
 import zlib
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -202,6 +203,9 @@ class S3LockClient:
     async def _opened(self) -> Any:
         async with self._opening:
             if self._client is None:
+                # Half a second of the loop's time otherwise; what is missing is said below.
+                with suppress(ImportError):
+                    await asyncio.to_thread(import_module, "aiobotocore.session")
                 self._client = await self._stack.enter_async_context(self._new())
             return self._client
 
