@@ -10,10 +10,14 @@ import argparse
 import importlib
 import json
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
 from benchmarks import _report
+from benchmarks._volume import parse_size
+
+SMALLEST = 1 << 20
 
 
 def names() -> list[str]:
@@ -29,14 +33,33 @@ def _name(text: str) -> str:
     return name
 
 
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[0-9]+[KMGTkmgt]?", text) or parse_size(text) < SMALLEST:
+        raise argparse.ArgumentTypeError(f"{text} is no size from 1M on, such as 256M or 4G")
+    return text
+
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return text
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of rounds from 1 on")
+    return int(text)
+
+
 def main() -> int:
     """List or run; print one JSON object, keep it in results.json and write the tables."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Tidemark, in ratios within one run.")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and end")
     parser.add_argument("--only", action="append", type=_name, metavar="NAME", help="run this one (may be repeated)")
-    parser.add_argument("--size", default=None, help="how much input, for instance 256M or 4G")
-    parser.add_argument("--dir", default=None, help="measure only there (default: on /dev/shm and in the temp folder)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contestant runs (default: 3)")
+    parser.add_argument("--size", type=_size, default=None, help="how much input, for instance 256M or 4G")
+    where = "measure only there (default: on /dev/shm and in the temp folder)"
+    parser.add_argument("--dir", type=_folder, default=None, help=where)
+    parser.add_argument("--rounds", type=_rounds, default=3, help="how often each contestant runs (default: 3)")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file too")
     parser.add_argument("--dry", action="store_true", help="leave results.json and README.md as they are")
     parser.add_argument("--tables", action="store_true", help="only write README.md again from results.json")
