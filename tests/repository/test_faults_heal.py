@@ -40,6 +40,16 @@ class Person:
         found: dict[str, str] = json.loads(out)
         return found
 
+    def hurt(self) -> set[str]:
+        """Verify every byte; return the points that can't be read back whole."""
+        found = self.folder / "found.json"
+        self.types("verify", "--full", "--no-record", "--json", str(found))
+        return {
+            point["key"].rpartition("/")[2].partition("-")[2]
+            for report in json.loads(found.read_bytes())
+            for point in report["hurt"]
+        }
+
     def restored(self, point: str) -> bool:
         """Say whether a point restores to what the volume is now."""
         back = self.folder / "back"
@@ -78,6 +88,14 @@ def test_the_backup_after_damage_completes_and_is_whole(
     assert person.restored(second["point"])
     third = person.copies()
     assert person.restored(third["point"])
+    # and the damage is told of the first one alone, for as long as it is there
+    lost = harm == "gone" and kind == "points"
+    assert person.hurt() == (set() if lost else {first["point"]})
+    if not lost:
+        said = person.types("prune", "--point", first["point"], "--yes")
+        assert said[0] == 0, said
+        assert person.hurt() == set()
+        assert person.types("maintenance")[0] == 0, "what can't be read must not block sweeping once it is removed"
 
 
 def test_a_damaged_manifest_hides_no_other_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
