@@ -153,6 +153,8 @@ class CloudStore:
         self._pace = Pace()
         self._is_s3 = url.startswith("s3:")
         self._in_memory = isinstance(inner, MemoryStore)
+        self._witness: tuple[str, int] | None = None
+        """Name and size of the first object that was read: what only the bucket can show."""
 
     async def get(self, key: str) -> bytes:
         """Return a whole object."""
@@ -166,6 +168,7 @@ class CloudStore:
             kind = str(answer.attributes.get("Content-Type", ""))
             if ("html" in kind or "xml" in kind) and data.lstrip()[:1] == b"<":
                 raise Mangled  # no object of ours begins so: somebody else answered
+            self._witness = self._witness or (key, len(data))
             return data
 
         return await self._call("get", call, key, tries)
@@ -274,7 +277,8 @@ class CloudStore:
         """Yield objects, page by page; cut off, it goes on after the last name.
 
         The library takes any XML or HTML without names in it for the end, such as a proxy's page. So the end is asked
-        for twice: half a listing would make living data look dead.
+        for twice, and between the two the bucket shows an object that it showed before: half a listing would make
+        living data look dead, and an empty one a repository sound.
         """
         after: str | None = None
         floor: str | None = None
@@ -299,6 +303,7 @@ class CloudStore:
             if page is None:
                 if confirmed:
                     return
+                await self._show_witness()
                 confirmed, pages = True, None
             elif fresh:
                 confirmed = self._in_memory
@@ -306,6 +311,21 @@ class CloudStore:
                 after = max(after or "", meta["path"])
                 if meta["path"].startswith(prefix):
                     yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
+
+    async def _show_witness(self) -> None:
+        """Have the bucket itself answer, within patience; StoreUnavailable when it is somebody else."""
+        if self._witness is None:
+            return
+        key, size = self._witness
+
+        async def call() -> None:
+            if (await obstore.head_async(self._inner, key))["size"] != size:
+                raise Mangled
+
+        try:
+            await self._call("head", call, key)
+        except ObjectMissing:
+            self._witness = None  # deleted since
 
     async def delete(self, key: str) -> None:
         """Delete an object; missing is fine."""

@@ -102,6 +102,20 @@ class Deed:
         verbs = ONLY.get(cut)
         return [number for number, each in enumerate(self.requests) if verbs is None or each.verb in verbs]
 
+    async def given_up(self, cut: Cut, number: int, folder: Path) -> None:
+        """Break every request from one on, for good, then check the world."""
+        folder.mkdir()
+        world = self.shelf.copy()
+        wire = Wire(Objects(world), lambda at, each: cut if at >= number else None)
+        async with reached(wire, retries="2") as store:
+            with pytest.raises(TidemarkError) as caught:
+                await self.do(store, folder / "one")
+        where = f"{cut.name} from {number}, {self.requests[number].verb} {self.requests[number].path}"
+        _clear(caught.value, where)
+        # some calls at once, each with two further tries, twice as many where a create is read back
+        assert len(wire.seen) <= number + 60, (where, len(wire.seen))
+        await self.check(world, folder / "two")
+
     async def broken(self, cut: Cut, number: int, folder: Path) -> None:
         """Break one request, then check the world."""
         folder.mkdir()
@@ -366,3 +380,18 @@ async def test_every_fault_of_the_wire_at_every_request(tmp_path: Path, name: st
     assert len(cases) > 15
     # when it breaks, then it is overcome or told, and nothing is lost
     await _all(deed, cases, tmp_path)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", DEEDS)
+async def test_a_wire_that_stays_broken_ends_every_deed_with_one_clear_error(tmp_path: Path, name: str) -> None:
+    # given the moment from which on nothing comes through any more
+    deed = await DEEDS[name](tmp_path)
+    await deed.count(tmp_path)
+    chosen = random.Random(name)
+    kinds = (Cut.RESET, Cut.ERROR, Cut.SLOW_DOWN, Cut.FORBIDDEN, Cut.HTML_200, Cut.XML_200, Cut.CACHED_200)
+    # the last request may be one that is allowed to fail
+    places = range(len(deed.requests) - 2)
+    cases = [(cut, number) for cut in kinds for number in chosen.sample(places, 3 if not CASES else len(places) // 2)]
+    # when it breaks there, then that is told, and the next run completes
+    await _some_at_once([deed.given_up(*case, tmp_path / f"case-{number}") for number, case in enumerate(cases)])
