@@ -144,16 +144,20 @@ async def _ask(namespace: str, point: str, kubeconfig: str | None, context: str 
 
 async def _remove(url: str, key_file: Path, options: Path | None, namespace: str | None, wanted: str) -> None:
     from orchestrator.cli.parts.offline import repository
-    from orchestrator.cli.parts.points import one_point
+    from orchestrator.cli.parts.points import one_point, with_newest_keys
     from orchestrator.fence import OpenFence
-    from orchestrator.repository.errors import Damaged, UnsupportedFormat
+    from orchestrator.repository.errors import Damaged, KeysOutdated, UnsupportedFormat
     from orchestrator.repository.manifest import PointRef, open_manifest
     from orchestrator.repository.point import remove
 
     async with repository(url, key_file, options) as opened:
         vault, key = await one_point(opened, namespace, wanted)
         try:
-            _, ref = await open_manifest(vault, key)
+            try:
+                _, ref = await open_manifest(vault, key)
+            except KeysOutdated:
+                vault = await with_newest_keys(opened, vault)
+                _, ref = await open_manifest(vault, key)
         except (Damaged, UnsupportedFormat):
             # Nobody can restore it, and while it is there no sweep can tell what lives: this is how it goes.
             ref = PointRef(key, "")

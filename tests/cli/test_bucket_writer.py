@@ -177,3 +177,20 @@ def test_a_footer_that_claims_a_whole_pack_is_found_and_costs_nothing(bucket: Bu
     back = bucket.folder / "back"
     assert bucket.types("restore", "--point", bucket.points[1].name[13:], "--to", str(back))[0] == 0
     assert back.read_bytes() == bucket.volume.read_bytes()
+
+
+def test_a_strangers_point_that_stops_the_volumes_backups_is_pruned_by_the_name_that_verify_gives(
+    bucket: Bucket,
+) -> None:
+    # given an object above the newest point, whose header names an epoch and a key that are none
+    junk = bucket.points[1].with_name("000000000009-x")
+    shutil.copy(bucket.points[1], junk)
+    _patch(junk, (12, STRANGE), (48, b"x" * 16))
+    # then a backup stops: it might be of an epoch whose key somebody took away
+    assert bucket.types("copy", str(bucket.volume))[0] == 75
+    # and when the point that `verify` names is pruned, all goes on
+    assert "Hurt: point 000000000009-x " in bucket.types("verify", "--no-record")[1]
+    assert bucket.types("prune", "--point", "x", "--yes")[0] == 0
+    for command in (("verify",), ("maintenance",), ("copy", str(bucket.volume))):
+        code, _, err = bucket.types(*command)
+        assert code == 0, err
