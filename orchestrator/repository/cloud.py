@@ -153,6 +153,8 @@ class CloudStore:
         self._pace = Pace()
         self._is_s3 = url.startswith("s3:")
         self._in_memory = isinstance(inner, MemoryStore)
+        self._strict = self._in_memory or url.startswith("az:")
+        """Whether nothing but a listing is taken for one: the library demands of Azure's what it needn't of S3's."""
         self._witness: tuple[str, int] | None = None
         """Name and size of the first object that was read: what only the bucket can show."""
 
@@ -282,7 +284,7 @@ class CloudStore:
         """
         after: str | None = None
         floor: str | None = None
-        confirmed = self._in_memory
+        confirmed = self._strict
         pages: Any = None
 
         async def call() -> Any:
@@ -306,7 +308,7 @@ class CloudStore:
                 await self._show_witness()
                 confirmed, pages = True, None
             elif fresh:
-                confirmed = self._in_memory
+                confirmed = self._strict
             for meta in fresh:
                 after = max(after or "", meta["path"])
                 if meta["path"].startswith(prefix):

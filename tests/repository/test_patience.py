@@ -184,6 +184,17 @@ async def test_a_page_that_is_none_never_ends_a_listing(broken: int, cut: Cut) -
         assert [info.key async for info in (await opened(wire)).list("")] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("cut", [Cut.HTML_200, Cut.XML_200])
+async def test_of_azure_nothing_but_a_listing_is_taken_for_one(cut: Cut) -> None:
+    # what saves its listings the second question: this goes red when the library gets laxer
+    wire = Wire(Objects(Shelf()), lambda at, each: cut)
+    async with wire.serving():
+        options = {"account_name": "x", "account_key": "eA==", "endpoint": wire.url, "retries": "0"}
+        store = await open_store("az://bucket/p", options)
+        with pytest.raises(StoreUnavailable):
+            assert [info async for info in store.list("")] == []
+
+
 async def test_a_listing_ends_even_where_a_server_ignores_where_to_begin() -> None:
     objects = Objects(await _shelf())
 
