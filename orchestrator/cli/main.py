@@ -83,6 +83,9 @@ def _run(arguments: Sequence[str]) -> int:
         return report(expected)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except MemoryError:
+        print("tidemark: there is not enough memory. Allow it more, or use fewer threads.", file=sys.stderr)
+        return EXIT_RETRYABLE
     except OSError as error:
         return _unwritable(error)
     return 0

@@ -139,6 +139,8 @@ class DirectoryStore:
         try:
             return await asyncio.to_thread(call)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if key is None and isinstance(error, NotADirectoryError):
+                raise StoreMissing(self.url) from error
             if key is None:
                 raise StoreUnavailable(self.url, f"{verb}: {error.strerror}") from error
             raise ObjectMissing(key) from error

@@ -18,7 +18,7 @@ import pytest
 from orchestrator.cli.main import main
 from tests.blocks.volumes import CHUNK
 
-pytestmark = pytest.mark.quick
+pytestmark = pytest.mark.system
 LAST = 10**12 - 1
 STRANGE = b"\xff" * 4
 

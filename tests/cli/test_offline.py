@@ -168,6 +168,7 @@ def test_a_restore_keeps_to_its_limits(tmp_path: Path, person: Person) -> None:
     assert person.types("restore", "--point", point, "--to", "x", "--limit", "0")[0] == 2
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_restore_that_is_told_to_end_leaves_no_half_file(
     tmp_path: Path, person: Person, number: signal.Signals
@@ -192,6 +193,22 @@ def test_a_restore_that_is_told_to_end_leaves_no_half_file(
     # then it says so, and nothing that looks like the volume is left
     assert (restore.returncode, said) == (128 + number, f"tidemark: ended by {number.name}\n")
     assert not target.exists()
+
+
+@pytest.mark.system
+def test_where_nothing_can_be_printed_the_work_is_done_and_said_as_far_as_possible(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    command = [sys.executable, "-m", "orchestrator", "copy", str(volume.path), "--create", *person.where]
+    # when stdout is full, then the point is there, and the exit code and stderr tell
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (65, 1)
+    assert "stdout takes no more" in done.stderr
+    # when stdin, stdout and stderr are closed, then no object gets their numbers, and the point is there too
+    assert subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]).returncode == 0
+    assert len(json.loads(person.types("restore", "--list", "-o", "json")[1])) == 2
+    assert person.types("verify", "--full")[0] == 0
 
 
 def test_another_key_and_a_foreign_directory_are_refused_and_nothing_is_written(
