@@ -28,6 +28,8 @@ _DENIED = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|Aut
 _SLOW = re.compile(r"SlowDown|ServerBusy|TooManyRequests|RequestLimitExceeded")
 _PASSING_400 = re.compile(r"RequestTimeout|BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|Md5Mismatch")
 """Refusals of what arrived, not of what was sent: it was cut or altered on its way."""
+_NOT_FINAL = frozenset({404, 408, 409, 412})
+"""A 404 that is no object's is a listing's, or of the service that hands out credentials."""
 _BEYOND = re.compile(r"Wanted range starting at")
 """The object ends before the range, and the store answered all the same."""
 _PAGE = re.compile(r"<html|<!doctype html|default backend|404 page not found", re.IGNORECASE)
@@ -91,7 +93,7 @@ def judge(error: BaseException, *, xml: bool) -> Verdict:
     status = status_of(text)
     if _NO_BUCKET.search(text):
         return Verdict.NO_BUCKET
-    if isinstance(error, FileNotFoundError) or status == 404:
+    if isinstance(error, FileNotFoundError):
         return Verdict.PASSING if _foreign(text, xml=xml) else Verdict.MISSING
     if isinstance(error, failures.PermissionDeniedError | failures.UnauthenticatedError) or status in (401, 403):
         return Verdict.DENIED
@@ -101,7 +103,7 @@ def judge(error: BaseException, *, xml: bool) -> Verdict:
         return Verdict.DENIED  # a deletion is sent as a list of one, and refused inside an answer that is fine
     if _BEYOND.search(text):
         return Verdict.FINAL
-    if status is not None and status < 500 and status not in (408, 409, 412) and not _PASSING_400.search(text):
+    if status is not None and status < 500 and status not in _NOT_FINAL and not _PASSING_400.search(text):
         return Verdict.FINAL
     return Verdict.PASSING
 
