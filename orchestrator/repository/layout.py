@@ -24,8 +24,9 @@ OVERLAY_MEAN = 11
 PACK_TARGET = 52 * 1024 * 1024
 MAX_OBJECT = 1 << 30
 """A slot number has 24 bits."""
-MAX_WHOLE = 256 << 20
-"""Bytes of the largest object that anybody reads whole: whoever may put objects must not be able to fill our memory."""
+MAX_SMALL = 8 << 20
+"""Bytes of the largest object that keys, manifests and their like may be: whoever may put objects must not be able to
+fill the memory of the controller, which opens those of everybody. Lists (shards, sweeps) may have MAX_OBJECT."""
 MAX_VOLUME = 1 << 50
 """Bytes of the largest volume: who forges a manifest must not be able to send us through a map without end."""
 CHUNK_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
@@ -35,6 +36,8 @@ KEYS_PREFIX = "keys/"
 NAMESPACES_PREFIX = "namespaces/"
 LOCKS_PREFIX = "locks/"
 PROBE_PREFIX = "probe/"
+SMALL_PARTS = frozenset({"tidemark", "keys", "namespaces", "points", "removing"})
+"""Objects that may have MAX_SMALL bytes, by the first part of their names, in a namespace by the third."""
 OWN_PREFIXES = (KEYS_PREFIX, NAMESPACES_PREFIX, LOCKS_PREFIX, PROBE_PREFIX, "n/")
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")

@@ -13,7 +13,7 @@ import msgspec
 from orchestrator.repository.compression import compress, decompress
 from orchestrator.repository.crypto import Bytes, Header, ObjectCipher
 from orchestrator.repository.errors import Damaged
-from orchestrator.repository.layout import MAX_WHOLE, SLOT_UNIT, Kind
+from orchestrator.repository.layout import MAX_OBJECT, SLOT_UNIT, Kind
 from orchestrator.repository.vault import Vault
 
 _FRAME = struct.Struct("<BI")
@@ -40,7 +40,7 @@ def open_body(cipher: ObjectCipher, data: Bytes) -> tuple[bytes, bytes]:
     frame = cipher.open(1, memoryview(data)[SLOT_UNIT:])
     try:
         codec, length = _FRAME.unpack_from(frame)
-        if length > _LARGEST.get(cipher.header[_KIND_AT], MAX_WHOLE):
+        if length > _LARGEST.get(cipher.header[_KIND_AT], MAX_OBJECT):
             raise ValueError("too long")
         body = decompress(codec, memoryview(frame)[_FRAME.size :], length)
         (split,) = _LENGTH.unpack_from(body)

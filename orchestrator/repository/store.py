@@ -16,7 +16,7 @@ import msgspec
 
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import Damaged, StoreOptionUnknown
-from orchestrator.repository.layout import MAX_WHOLE
+from orchestrator.repository.layout import MAX_OBJECT, MAX_SMALL, SMALL_PARTS
 
 COALESCE_GAP = 256 * 1024
 COALESCE_LIMIT = 64 * 1024 * 1024
@@ -39,7 +39,7 @@ class Store(Protocol):
     """Without credentials."""
 
     async def get(self, key: str) -> bytes:
-        """Return a whole object; ObjectMissing, Damaged when it is larger than any object of that use (MAX_WHOLE)."""
+        """Return a whole object; ObjectMissing, Damaged when it is larger than any of that name."""
         ...
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -82,9 +82,12 @@ class Store(Protocol):
 
 
 def check_size(key: str, size: int) -> None:
-    """Raise Damaged for an object that is larger than any that is read whole."""
-    if size > MAX_WHOLE:
-        raise Damaged(key, f"it has {size} bytes, and no such object has more than {MAX_WHOLE}")
+    """Raise Damaged for an object that is larger than any of that name, before it is read whole."""
+    parts = key.split("/")
+    part = parts[2] if parts[0] == "n" and len(parts) > 2 else parts[0]
+    limit = MAX_SMALL if part in SMALL_PARTS else MAX_OBJECT
+    if size > limit:
+        raise Damaged(key, f"it has {size} bytes, and no such object has more than {limit}")
 
 
 def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_GAP) -> list[tuple[int, int, list[int]]]:
