@@ -49,7 +49,8 @@ class PackReader:
         The order of the answer is that of `entries`. A moved pack is followed. ObjectMissing when it is gone, Damaged.
         """
         relocation = self._moved.known(pack)
-        if relocation is None:
+        if relocation is None or any(entry.slot not in relocation.moves for entry in entries):
+            # A record that doesn't know all that lives lets no pack go: then the pack is there.
             try:
                 return await self._fetch(pack, [(entry, entry.slot) for entry in entries])
             except ObjectMissing:
