@@ -14,6 +14,7 @@ from orchestrator.controllers.base import Context
 from tests.controllers.bed import TENANT, bed
 
 
+@pytest.mark.system
 async def test_a_base_lost_after_it_was_chosen_is_never_a_silent_fallback(tmp_path: Path) -> None:
     harmed: list[Path] = []
 

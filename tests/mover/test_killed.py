@@ -66,6 +66,7 @@ async def kill_and_continue(place: Path, seed: int, kills: int) -> None:
     assert await give_back(vault, ref, place / "back") == volume.sha256()
 
 
+@pytest.mark.system
 async def test_a_backup_killed_at_several_moments_continues_and_comes_back_whole(place: Path) -> None:
     await kill_and_continue(place, seed=1, kills=4)
 

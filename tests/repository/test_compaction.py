@@ -76,6 +76,7 @@ async def test_records_and_intents_go_when_nothing_names_the_old_pack_any_more(v
     await world.check()
 
 
+@pytest.mark.system
 async def test_a_pack_compacted_again_and_again_is_one_hop_away(vault: Vault) -> None:
     world = World(vault, chunks=200)
     await world.point()
@@ -98,6 +99,7 @@ async def test_a_pack_compacted_again_and_again_is_one_hop_away(vault: Vault) ->
     assert report.ok, report
 
 
+@pytest.mark.system
 async def test_a_reader_that_knew_an_older_record_follows_the_newer_one(vault: Vault) -> None:
     world = World(vault, chunks=100)
     await world.point()

@@ -354,6 +354,7 @@ async def _call(store: Store, shelf: Shelf, verb: str) -> bool:
             return "d/3" not in shelf.plain()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["increment", "restore"])
 async def test_each_fault_of_the_wire_somewhere(tmp_path: Path, name: str) -> None:
     # given a backup and a restore, and for each kind of fault one of their requests
