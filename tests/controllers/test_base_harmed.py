@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from orchestrator.api.foreign.core import Event
 from orchestrator.controllers.base import Context
