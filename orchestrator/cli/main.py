@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +137,9 @@ def orderly_end() -> Iterator[list[signal.Signals]]:
         else:  # a shell's background job: Ctrl-C is not for it, and nobody turns it into a cancellation
             raise KeyboardInterrupt
 
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    ours: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody listen
+        ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, stop)
     try:

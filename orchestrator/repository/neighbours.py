@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import DamageIndex
 from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent
-from orchestrator.repository.manifest import MapRoot, PointRef, list_points, open_manifest
+from orchestrator.repository.manifest import MapRoot, PointRef, open_manifest
 from orchestrator.repository.pack import Entry
 from orchestrator.repository.vault import Vault
 
@@ -31,16 +32,17 @@ _NAME = re.compile(r"/([^/]+)/(\d{12})-[^/]+\Z")
 async def neighbours(vault: Vault, lineage: str, chunk_size: int, *, most: int = VOLUMES) -> dict[PointRef, MapRoot]:
     """Return the newest point, with its root, of at most `most` other volumes of the namespace with equal chunks.
 
-    Those whose manifest can't be read are left out: this only saves room.
+    Of more volumes those whose points were made last. Those whose manifest can't be read are left out: this only saves
+    room.
     """
-    newest: dict[str, tuple[int, str]] = {}
-    async for key in list_points(vault):
-        match = _NAME.search(key)
+    newest: dict[str, tuple[int, datetime, str]] = {}
+    async for info in vault.store.list(vault.names.points):
+        match = _NAME.search(info.key)
         if match is not None and match.group(1) != lineage:
-            found = (int(match.group(2)), key)
+            found = (int(match.group(2)), info.last_modified, info.key)
             newest[match.group(1)] = max(found, newest.get(match.group(1), found))
     chosen: dict[PointRef, MapRoot] = {}
-    for _, key in sorted(newest.values(), reverse=True):
+    for _, key in sorted(((at, key) for _, at, key in newest.values()), reverse=True):
         if len(chosen) == most:
             break
         try:
