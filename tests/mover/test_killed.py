@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     if not shared.is_dir() or shutil.disk_usage(shared).free < 2 << 30:
         yield tmp_path
         return
-    folder = shared / f"tidemark-test-{tmp_path.name}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="tidemark-test-", dir=shared))
     yield folder
     shutil.rmtree(folder)
 
