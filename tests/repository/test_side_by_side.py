@@ -28,7 +28,7 @@ from tests.repository.faults import Fault, FaultyStore, Shelf
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 
-WORLDS = int(os.environ.get("TIDEMARK_WORLDS", "6"))
+WORLDS = int(os.environ.get("TIDEMARK_WORLDS", "3"))
 """More on demand: TIDEMARK_WORLDS=500 pytest tests/repository/test_side_by_side.py"""
 ROUNDS = 8
 SIZE = 256

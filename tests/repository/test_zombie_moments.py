@@ -31,7 +31,7 @@ from tests.repository.faults import Fault, FaultyStore, Shelf
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-STRIDE = int(os.environ.get("TIDEMARK_STRIDE", "4"))
+STRIDE = int(os.environ.get("TIDEMARK_STRIDE", "8"))
 """Every one on demand: TIDEMARK_STRIDE=1 pytest tests/repository/test_zombie_moments.py"""
 CHUNK = 1024
 LEAF = 1024 * CHUNK
