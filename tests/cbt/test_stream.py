@@ -537,6 +537,7 @@ async def test_a_message_of_a_million_ranges_leaves_the_loop_free() -> None:
     assert all(turn < later for turn, later in pairwise(at_turn))
 
 
+@pytest.mark.system
 async def test_ten_million_ranges_are_streamed_and_never_gathered() -> None:
     class Counted(Collected):
         ranges_seen = 0

@@ -59,6 +59,7 @@ async def test_a_sound_repository_verifies_at_every_depth(vault: Vault) -> None:
     assert report.chunks == 1103
 
 
+@pytest.mark.system
 async def test_one_flipped_bit_anywhere_is_found_and_hurts_only_who_needs_it(vault: Vault) -> None:
     one, first, two, second = await _two_points(vault)
     rng = random.Random(5)
