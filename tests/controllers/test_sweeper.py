@@ -46,7 +46,6 @@ async def forget(cluster: Bed, point: RecoveryPoint) -> None:
     await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
 
 
-@pytest.mark.system
 async def test_what_a_lost_record_leaves_goes_and_work_in_flight_stays(cluster: Bed) -> None:
     options = VolumeOptions(bandwidth_limit="4Mi")
     points = []
