@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from orchestrator.blocks.crew import Channel, Crew
+from orchestrator.blocks.stretch import GROUP_CHUNKS, Stretch
 from orchestrator.blocks.tally import Tallies, Tally
 from orchestrator.blocks.target import Target
 from orchestrator.blocks.throttle import Throttle
@@ -33,8 +34,8 @@ FETCHERS = 3
 """Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
 BATCH_CHUNKS = 16
 """Fetched chunks that one writer takes at once."""
-WINDOW_CHUNKS = 8192
-"""Chunks looked at together when deciding what to fetch together."""
+STRETCH_CHUNKS = 128 * 1024
+"""Chunks looked at together when deciding what to fetch together: 32 GiB, in some 20 MiB of memory."""
 ZERO_STEP = 1 << 30
 """Bytes forced to zero between two looks at whether to stop."""
 
@@ -92,7 +93,10 @@ async def write_point(
     tally = tallies.new()
     with tally.stage("sync"):
         await asyncio.to_thread(target.finish)
-    return tallies.sum()
+    total = tallies.sum()
+    if total.done != manifest.root.volume_size:
+        raise RuntimeError(f"{total.done} of {manifest.root.volume_size} bytes restored, and no error told")
+    return total
 
 
 class _Writing:
@@ -131,41 +135,32 @@ class _Writing:
         self._crew.call(self._packs.prepare())
         batches = self._map.batches()
         cursor = 0
-        window: list[tuple[int, Entry]] = []
+        stretch = Stretch()
         while (batch := self._crew.call(_next(batches))) is not None:
             for index, _ in batch:
                 if index > cursor:
                     self._zero(cursor * self._chunk, index * self._chunk)
                 cursor = index + 1
-            window += batch
-            if len(window) >= WINDOW_CHUNKS:
-                self._hand_out(window)
-                window = []
-        self._hand_out(window)
+            stretch.add(batch)
+            if len(stretch) >= STRETCH_CHUNKS:
+                self._hand_out(stretch)
+                stretch = Stretch()
+        self._hand_out(stretch)
         self._todo.close()
         self._zero(min(cursor * self._chunk, self._size), self._target.size)
 
-    def _hand_out(self, window: list[tuple[int, Entry]]) -> None:
-        """Cut a window into groups, pack by pack in the order of its slots: what lies together is fetched together."""
-        where: dict[Entry, list[int]] = {}
-        for index, entry in window:
-            where.setdefault(entry, []).append(index)
-        by_pack: dict[ObjectRef, list[Entry]] = {}
-        for entry in where:
-            by_pack.setdefault(entry.pack, []).append(entry)
-        homes: dict[ObjectRef, list[tuple[int, Entry]]] = {}
-        for pack, entries in by_pack.items():
-            for entry, (home, slot) in zip(entries, self._packs.places(pack, entries), strict=True):
-                homes.setdefault(home, []).append((slot, entry))
+    def _hand_out(self, stretch: Stretch) -> None:
+        """Cut a stretch into groups, pack by pack: what lies together is fetched together."""
         group: Group = {}
         weight = 0
-        for places in homes.values():
-            places.sort(key=_slot)
-            size = self._packs.weight([(slot, entry.length) for slot, entry in places])
-            if group and weight + size > GROUP_BYTES:  # no pack is cut in two: that would be one request more
+        for wanted in stretch.gathered(self._packs.places):
+            size = self._packs.weight([(chunk.slot, chunk.entry.length) for chunk in wanted])
+            crowded = weight + size > GROUP_BYTES or len(group) + len(wanted) > GROUP_CHUNKS
+            if group and crowded:  # no pack is cut in two: that would be one request more
                 self._todo.put(group)
                 group, weight = {}, 0
-            group.update((entry, where[entry]) for _, entry in places)
+            for chunk in wanted:
+                group.setdefault(chunk.entry, []).extend(chunk.indexes)
             weight += size
         if group:
             self._todo.put(group)
@@ -256,10 +251,6 @@ class _Writer:
         scratch = self._work.scratch()
         while self._work.write_some(self._tally, scratch):
             pass
-
-
-def _slot(place: tuple[int, Entry]) -> int:
-    return place[0]
 
 
 async def _next(batches: AsyncIterator[list[tuple[int, Entry]]]) -> list[tuple[int, Entry]] | None:

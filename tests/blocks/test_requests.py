@@ -81,3 +81,27 @@ async def test_a_restore_takes_one_request_for_each_pack(tmp_path: Path, writers
     # then each pack is asked once, and the map's few pages
     assert store.requests["get"] <= manifest.stats.packs + 3, store.requests
     assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
+
+
+async def test_a_restore_of_a_point_with_a_past_takes_one_request_for_each_pack(tmp_path: Path) -> None:
+    """Though the chunks of each are scattered over a long stretch of the volume."""
+    chunks = 12 * KIB
+    volume, store = Volume(tmp_path / "volume", chunks * KIB), await _counting()
+    volume.noise(0, volume.size)
+    vault = await vault_on(store)
+    point = await take(vault, volume.path, chunk_size=KIB, pack_bytes=5 * MIB)
+    # given increments of chunks here and there
+    for _ in range(3):
+        changed = sorted(volume.random.sample(range(chunks), 500))
+        for chunk in changed:
+            volume.noise(chunk * KIB, KIB)
+        ranges = [(chunk * KIB, KIB) for chunk in changed]
+        point = await take(vault, volume.path, ranges, mode="delta", base=point, chunk_size=KIB)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    store.requests.clear()
+    # when the last one is restored
+    with Target.create(tmp_path / "back", volume.size) as target:
+        await write_point(vault, manifest, target)
+    # then the three packs of the first and those of the others are asked once each, and the map's few pages
+    assert store.requests["get"] <= 3 + 3 + 5, store.requests
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
