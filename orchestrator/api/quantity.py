@@ -25,6 +25,15 @@ def parse_quantity(text: str | float) -> int:
     return int((Decimal(number) * factor).to_integral_value(rounding=ROUND_CEILING))
 
 
+def exact_quantity(size_bytes: int) -> str:
+    """Return the shortest quantity in binary units that says exactly so many bytes."""
+    units = ["", "Ki", "Mi", "Gi", "Ti"]
+    while size_bytes and size_bytes % 1024 == 0 and len(units) > 1:
+        size_bytes //= 1024
+        units.pop(0)
+    return f"{size_bytes}{units[0]}"
+
+
 def format_size(size_bytes: int) -> str:
     """Return a size as people read it, binary units, at most one decimal."""
     value = float(size_bytes)

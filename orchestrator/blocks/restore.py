@@ -34,8 +34,8 @@ FETCHERS = 3
 """Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
 BATCH_CHUNKS = 16
 """Fetched chunks that one writer takes at once."""
-STRETCH_CHUNKS = 128 * 1024
-"""Chunks looked at together when deciding what to fetch together: 32 GiB, in some 20 MiB of memory."""
+STRETCH_CHUNKS = 64 * 1024
+"""Chunks looked at together when deciding what to fetch together: 16 GiB, in some 10 MiB of memory."""
 ZERO_STEP = 1 << 30
 """Bytes forced to zero between two looks at whether to stop."""
 

@@ -10,19 +10,22 @@ from typing import NamedTuple, assert_never
 
 import msgspec
 
+from orchestrator.api.foreign.core import PersistentVolumeClaim
 from orchestrator.api.meta import Condition, ObjectMeta, with_condition
 from orchestrator.api.tidemark.backup import Backup, BackupPhase, BackupSpec
-from orchestrator.api.tidemark.backup_policy import BackupPolicy, BackupPolicyStatus, VolumeAge
+from orchestrator.api.tidemark.backup_policy import BackupPolicy, BackupPolicyStatus, ChunkSize, VolumeAge
 from orchestrator.api.tidemark.backup_repository import BackupRepository
 from orchestrator.api.tidemark.fields import ANNOTATION_POLICY, LABEL_MANAGED_BY, LABEL_POLICY_UID, MANAGED_BY
-from orchestrator.api.tidemark.recovery_point import RecoveryPoint
+from orchestrator.api.tidemark.recovery_point import PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Controller, Key, Requeue
 from orchestrator.controllers.rpo import Standing, standing_of
 from orchestrator.controllers.status import patch_status
 from orchestrator.decisions import backup_policy as decisions
+from orchestrator.decisions.backup import select
 from orchestrator.decisions.backup_policy import PolicySeen
 from orchestrator.decisions.retention import rules_of
 from orchestrator.errors import TidemarkError
+from orchestrator.kube.cache import Caches
 from orchestrator.kube.errors import AlreadyExists
 from orchestrator.volumes.ownership import NameTaken
 from policies.duration import BadDuration, parse_duration
@@ -33,6 +36,10 @@ TELL_S = 30.0
 """Seconds after which a policy's ages are told anew; also how soon a slot held back by a run is looked at again."""
 KEEP_BACKUPS = 20
 """Finished Backups of a schedule kept for people to read; the points stay."""
+CHUNK_SIZE_APPLIED = "ChunkSizeApplied"
+"""Condition: whether all selected volumes with points are cut as the policy asks; only where it asks."""
+SHOWN = 5
+"""Volumes that its message names."""
 
 
 class Problem(NamedTuple):
@@ -70,6 +77,33 @@ def _objective_problem(policy: BackupPolicy) -> Problem | None:
     except BadDuration as bad:
         error = bad
     return Problem("BadDuration", f"spec.objective.rpo: {error}; nothing is promised.")
+
+
+def _chunk_size_problem(policy: BackupPolicy, wished: ChunkSize, caches: Caches) -> Problem | None:
+    """Return which volumes keep another chunk size than the wished one, because they have points already."""
+    kept = [f"{name} ({size})" for name, size in sorted(_chunk_sizes(policy, caches).items()) if size != wished.value]
+    if not kept:
+        return None
+    shown = ", ".join(kept[:SHOWN]) + (f" and {len(kept) - SHOWN} more" if len(kept) > SHOWN else "")
+    return Problem(
+        "ChunkSizeKept",
+        f"spec.options.chunkSize {wished.value} counts for a volume's first point in a repository. In chunks of "
+        f"another size, and staying so in this one: {shown}",
+    )
+
+
+def _chunk_sizes(policy: BackupPolicy, caches: Caches) -> dict[str, str]:
+    """Return the chunk sizes of the selected claims that have points in the policy's repository, by claim."""
+    newest: dict[str, RecoveryPoint] = {}
+    for point in caches.of(RecoveryPoint).all():
+        here = (point.namespace, point.spec.repository) == (policy.namespace, policy.spec.repository)
+        if here and point.status.phase is PointPhase.COMPLETED and point.status.chunk_size:
+            before = newest.setdefault(point.spec.pvc_uid, point)
+            if before.status.sequence < point.status.sequence:
+                newest[point.spec.pvc_uid] = point
+    claims = [c for c in caches.of(PersistentVolumeClaim).all() if c.namespace == policy.namespace]
+    selected = select(policy.spec.volumes, claims)
+    return {c.name: newest[c.uid].status.chunk_size for c in selected if c.uid in newest}
 
 
 class BackupPolicyController(Controller[BackupPolicy]):
@@ -180,7 +214,7 @@ class BackupPolicyController(Controller[BackupPolicy]):
         )
 
     def _checked(self, policy: BackupPolicy, now: datetime) -> tuple[Condition, ...]:
-        """Return conditions for what a schema can't say: the repository, and a retention that keeps nothing."""
+        """Return conditions for what a schema can't say: of the repository, chunk sizes, retention and objective."""
         conditions = policy.status.conditions
         reason, message = "Ready", ""
         name = policy.spec.repository
@@ -212,6 +246,11 @@ class BackupPolicyController(Controller[BackupPolicy]):
         )
         if not good:
             self._warn_once(policy, "RepositoryReady", reason, message)
+        wished = policy.spec.options.chunk_size
+        conditions = tuple(c for c in conditions if wished is not None or c.type != CHUNK_SIZE_APPLIED)
+        if wished is not None:
+            problem = _chunk_size_problem(policy, wished, self.context.caches)
+            conditions = self._judged(policy, conditions, CHUNK_SIZE_APPLIED, problem, now)
         conditions = self._judged(policy, conditions, "RetentionValid", _retention_problem(policy), now)
         return self._judged(policy, conditions, "ObjectiveValid", _objective_problem(policy), now)
 

@@ -18,8 +18,8 @@ from orchestrator.repository.vault import Vault
 
 INDEX_BYTES = 16 * 1024 * 1024
 """Of copies that are kept: the way to some 1.6 million chunks. What is beyond is looked up pack by pack."""
-OPEN_MOVES = 100_000
-"""Of decoded records that are kept."""
+OPEN_MOVES = 32_768
+"""Of decoded records that are kept, some 7 MiB: readers go pack by pack."""
 LOOKUPS = 2
 """The so-manieth pack that is missing makes it worth to read the copies."""
 

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from orchestrator.api.meta import K8sObject, Resource
+from orchestrator.api.meta import Condition, K8sObject, Resource
+from orchestrator.api.quantity import parse_quantity
 from orchestrator.api.tidemark.fields import (
     GROUP,
     VERSION,
-    Conditions,
     Duration,
     Generation,
     Instant,
@@ -81,6 +81,19 @@ class Deduplication(enum.Enum):
     NAMESPACE = "Namespace"
 
 
+class ChunkSize(enum.Enum):
+    """How finely a volume is cut in a repository."""
+
+    SMALL = "64Ki"
+    MIDDLE = "256Ki"
+    LARGE = "1Mi"
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of a chunk."""
+        return parse_quantity(self.value)
+
+
 class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """How a volume's points are made; copied into each RecoveryPoint, so that it stands alone."""
 
@@ -100,6 +113,13 @@ class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
         Deduplication,
         Meta(description="Where equal chunks are stored once: within a point, or across the namespace's volumes too."),
     ] = Deduplication.VOLUME
+    chunk_size: Annotated[
+        ChunkSize | None,
+        Meta(
+            description="How finely a volume is cut: 64Ki for small random writes, 1Mi for large ones; absent: 256Ki. "
+            "Counts for a volume's first point in a repository; a volume with points there keeps what it has."
+        ),
+    ] = None
     full_every: Annotated[
         Duration | None, Meta(description="Read the whole volume at least this often, whatever the driver reports.")
     ] = None
@@ -131,6 +151,12 @@ class VolumeAge(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     message: Annotated[Text, Meta(description="What keeps it back, if anything does.")] = ""
 
 
+PolicyConditions = Annotated[
+    tuple[Condition, ...], Meta(max_length=8, description="What was observed of the policy, newest facts first-hand.")
+]
+"""One for each part of the spec that a schema can't judge, and Progressing."""
+
+
 class BackupPolicyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """Counts and the ten worst volumes; never an entry for each."""
 
@@ -149,7 +175,7 @@ class BackupPolicyStatus(msgspec.Struct, frozen=True, kw_only=True, rename="came
     ] = None
     last_point_time: Annotated[Instant | None, Meta(description="The newest point of any volume.")] = None
     worst: Annotated[tuple[VolumeAge, ...], Meta(max_length=10, description="The ten worst volumes.")] = ()
-    conditions: Conditions = ()
+    conditions: PolicyConditions = ()
 
 
 class BackupPolicy(K8sObject, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

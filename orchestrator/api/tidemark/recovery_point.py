@@ -140,6 +140,9 @@ class RecoveryPointStatus(msgspec.Struct, frozen=True, kw_only=True, rename="cam
     progress: Annotated[str, Meta(max_length=32, description="While it is copied, such as 45%.")] = ""
     size: Annotated[str, Meta(max_length=32, description="Size of the volume, for people.")] = ""
     changed: Annotated[str, Meta(max_length=32, description="Bytes changed, for people.")] = ""
+    chunk_size: Annotated[
+        str, Meta(max_length=16, description="How finely the volume is cut in the repository, such as 256Ki.")
+    ] = ""
     manifest: Annotated[PointManifest | None, Meta(description="Where it lives.")] = None
     conditions: Conditions = ()
 

@@ -16,7 +16,7 @@ from orchestrator.api.tidemark.backup_policy import BackupPolicy
 from orchestrator.api.tidemark.fields import LABEL_POINT_UID
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context, Controller, Key, Requeue
-from orchestrator.controllers.recovery_point import moving, planning, recording, removal, snapshotting
+from orchestrator.controllers.recovery_point import choosing, moving, planning, recording, removal, snapshotting
 from orchestrator.controllers.recovery_point.ladder import Memory
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.decisions import recovery_point as decisions
@@ -246,7 +246,7 @@ class RecoveryPointController(Controller[RecoveryPoint]):
             case decisions.ChooseBase():
                 async with self._alone(work.point.spec.pvc_uid):
                     # Read again under the lock: another point of the volume may have taken a number meanwhile.
-                    await planning.choose(work, dataclasses.replace(seen, siblings=self._siblings(work.point)))
+                    await choosing.choose(work, dataclasses.replace(seen, siblings=self._siblings(work.point)))
             case decisions.PlanCopy():
                 await planning.plan_copy(work, seen, self._memory)
             case _:

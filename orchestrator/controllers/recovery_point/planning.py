@@ -1,4 +1,4 @@
-"""Choose what to build on, find out what to read, store the plan, and announce it all before anything is copied.
+"""Find out what to read, store the plan, and announce what it builds on before anything is copied.
 
 The intent names a base only when a delta came about, because a point that inherits a map and one that starts empty are
 told apart by it. The intent is put before any mover reads the base, and checked against the base after it is put, so
@@ -9,47 +9,38 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from orchestrator.api.foreign.core import PersistentVolume, RawPersistentVolume, RawPersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent
-from orchestrator.api.quantity import format_size
+from orchestrator.api.meta import condition
+from orchestrator.api.quantity import exact_quantity, format_size
 from orchestrator.api.tidemark.backup_policy import Deduplication
-from orchestrator.api.tidemark.recovery_point import PointBase, PointPhase, RecoveryPoint
+from orchestrator.api.tidemark.recovery_point import PointBase, PointPhase
 from orchestrator.controllers.recovery_point import ladder
+from orchestrator.controllers.recovery_point.choosing import Earlier, choose_base
 from orchestrator.controllers.recovery_point.snapshotting import base_id_source, clone_class
-from orchestrator.controllers.recovery_point.work import Work, lineage_of
+from orchestrator.controllers.recovery_point.work import CHUNK_SIZE_APPLIED, Work, lineage_of
 from orchestrator.decisions.recovery_point import RecoveryPointSeen
 from orchestrator.errors import MESSAGE_LIMIT, Terminal
-from orchestrator.repository.damage import check_base
-from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
+from orchestrator.repository.errors import ObjectMissing
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.manifest import (
-    Manifest,
     MapRoot,
     PointRecord,
     PointRef,
     list_lineage,
-    next_sequence,
     open_manifest,
-    sequence_in,
 )
 from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.plan import Plan, open_plan, put_plan
 from orchestrator.repository.vault import Vault
-from policies import lineage
-from policies.duration import parse_duration
 
-LOOK_BACK = 4
-"""Manifests opened, newest first, in search of a base."""
 CLONE_CLASS = "cloneClass"
 NODE_LABEL = "nodeLabel"
 """Keys of `PointRecord.snapshot` that the mover's steps read back from the plan."""
-
-_EXPECTED = frozenset({"", "NoBase", "FullRequested", "FullDue"})
-"""Reasons for not asking for a delta that nobody need look into."""
 
 
 class VolumeVanished(Terminal):
@@ -64,140 +55,6 @@ class SizeUnknown(Terminal):
 
     reason = "SizeUnknown"
     remedy = "The driver must report the volume's capacity or the snapshot's restore size."
-
-
-class Earlier(NamedTuple):
-    """An earlier point as it was opened."""
-
-    ref: PointRef
-    manifest: Manifest
-    heal: tuple[tuple[int, int], ...]
-    """Runs of its chunks that are known to be damaged: a delta reads them again."""
-
-
-# What to build on
-
-
-async def choose(work: Work, seen: RecoveryPointSeen) -> None:
-    """Choose a base and a place in the lineage, and write both down."""
-    status = work.status
-    async with work.vault(create=True) as (_, vault):
-        keys = await list_lineage(vault, lineage_of(status.driver, status.volume_handle))
-        choice, found = await _choose(work, seen, vault, keys)
-    known = [p.status.sequence for p in seen.siblings] + [
-        earlier.manifest.record.sequence for earlier in found.values()
-    ]
-    sequence = next_sequence(keys, max(known, default=0))
-    expected = choice.reason in _EXPECTED
-    base = None
-    if choice.base is not None and choice.mode == "delta":
-        record = found[choice.base.id].manifest.record
-        base = PointBase(point=record.point_name, uid=record.point_id, snapshot_handle=record.base_id)
-    await work.write(
-        sequence=sequence,
-        base=base,
-        requested_mode=choice.mode if expected else "delta",
-        fallback_reason="" if expected else choice.reason,
-        reason=choice.reason,
-        message=choice.sentence,
-    )
-    if not expected:
-        ladder.tell(work, choice.reason, f"No delta: {choice.sentence}.")
-
-
-async def _choose(
-    work: Work, seen: RecoveryPointSeen, vault: Vault, keys: list[str]
-) -> tuple[lineage.Choice, dict[str, Earlier]]:
-    status, options = work.status, work.point.spec.options
-    assert status.snapshot_time is not None
-    target = lineage.Target(
-        time=status.snapshot_time,
-        driver=status.driver,
-        volume_handle=status.volume_handle,
-        size_bytes=status.restore_size,
-        base_id=status.base_id,
-        full_every=parse_duration(options.full_every) if options.full_every else None,
-        force_full=work.point.spec.full,
-    )
-    records = {p.status.manifest.key: p for p in seen.siblings if p.status.manifest is not None}
-    newest = sorted(keys, key=sequence_in, reverse=True)
-    wanted = newest[:LOOK_BACK]
-    wanted += [key for key in newest[LOOK_BACK:] if key in records and records[key].status.mode == "full"][:1]
-    found: dict[str, Earlier] = {}
-    candidates: list[lineage.Candidate] = []
-    for key in wanted:
-        candidate = await _candidate(work, vault, key, records.get(key), found)
-        if candidate is not None:
-            candidates.append(candidate)
-            if target.full_every is None and not lineage.judge(candidate, target)[0]:
-                break  # a good base: older ones can only be worse
-    candidates += [_unreadable(work, key) for key, p in records.items() if key not in keys and _expected_there(p)]
-    return lineage.choose_base(candidates, target), found
-
-
-async def _candidate(
-    work: Work, vault: Vault, key: str, record: RecoveryPoint | None, found: dict[str, Earlier]
-) -> lineage.Candidate | None:
-    """Return what the manifest says of an earlier point, None when it was removed or ended.
-
-    One that can't be read is no base, but it counts as a point: otherwise the next one would be a full without a word.
-    """
-    digest = record.status.manifest.digest if record is not None and record.status.manifest is not None else None
-    try:
-        manifest, ref = await open_manifest(vault, key, digest=digest)
-    except (ManifestMissing, PointCancelled):
-        return None
-    except (Damaged, UnsupportedFormat):
-        return _unreadable(work, key)
-    told = manifest.record
-    check = await check_base(vault, ref, manifest=manifest)
-    found[told.point_id] = Earlier(ref, manifest, check.heal)
-    return lineage.Candidate(
-        id=told.point_id,
-        sequence=told.sequence,
-        time=told.snapshot_time,
-        driver=told.driver,
-        volume_handle=told.volume_handle,
-        size_bytes=manifest.root.volume_size,
-        base_id=told.base_id,
-        usable=check.usable,
-        snapshot_kept=await _snapshot_kept(work, record),
-        whole=told.actual_mode == "full",
-    )
-
-
-def _unreadable(work: Work, key: str) -> lineage.Candidate:
-    """Return a candidate of which nothing is known but that it should be there."""
-    assert work.status.snapshot_time is not None
-    return lineage.Candidate(
-        id=key,
-        sequence=sequence_in(key),
-        time=work.status.snapshot_time,
-        driver=work.status.driver,
-        volume_handle=work.status.volume_handle,
-        size_bytes=0,
-        base_id="",
-        usable=False,
-        snapshot_kept=False,
-    )
-
-
-def _expected_there(record: RecoveryPoint) -> bool:
-    """Return whether nobody asked for the point's data to go: then its manifest was lost behind our back."""
-    return record.status.phase is PointPhase.COMPLETED and not record.spec.prune and not record.deleting
-
-
-async def _snapshot_kept(work: Work, record: RecoveryPoint | None) -> bool:
-    """Return whether the driver can still be asked about that point's snapshot."""
-    if work.context.settings.extra.get(f"driver/{work.status.driver}/baseRetention") == "NotNeeded":
-        return True
-    if record is None or not record.status.snapshot_kept or not record.status.content_name:
-        return False
-    content = await work.context.client.find(VolumeSnapshotContent, record.status.content_name)
-    return content is not None and not content.deleting
-
-
-# What to read
 
 
 async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> None:
@@ -222,7 +79,23 @@ async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) 
         message=record.message or "",
         changed=format_size(chunks.total_bytes),
         base=base,
+        **_chunk_size_told(work, record.chunk_size),
     )
+
+
+def _chunk_size_told(work: Work, chunk_size: int) -> dict[str, Any]:
+    """Return what the status says of the point's chunk size; one that isn't the wished one is told as an Event too."""
+    has, wished = exact_quantity(chunk_size), work.point.spec.options.chunk_size
+    told: dict[str, Any] = {"chunk_size": has}
+    if wished is None or wished.size_bytes == chunk_size:
+        return told
+    text = (
+        f"The volume has points in this repository, in chunks of {has}, and keeps that size; options.chunkSize "
+        f"{wished.value} counts for a volume's first point only. Use another repository for another size."
+    )
+    if condition(work.status.conditions, CHUNK_SIZE_APPLIED) is None:
+        work.event("Warning", "ChunkSizeKept", text)
+    return told | {"conditions": work.conditions(CHUNK_SIZE_APPLIED, "False", "ChunkSizeKept", text)}
 
 
 async def _neighbours(work: Work, vault: Vault, plan: Plan) -> dict[PointRef, MapRoot]:
@@ -266,12 +139,13 @@ async def _make(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) -> t
     record = await _record(work, seen)
     async with work.vault() as (_, vault):
         keys = await list_lineage(vault, lineage_of(work.status.driver, work.status.volume_handle))
-        choice, found = await _choose(work, seen, vault, keys)
+        choice, found = await choose_base(work, seen, vault, keys)
     opened = found[choice.base.id] if choice.base is not None else None
     ref, earlier, heal = opened or (None, None, ())
-    if earlier is not None:
+    if found:
         # One size of chunk for the volume's life: ids at the same index must be comparable.
-        record = msgspec.structs.replace(record, chunk_size=earlier.root.chunk_size)
+        newest = earlier or max((e.manifest for e in found.values()), key=lambda m: m.record.sequence)
+        record = msgspec.structs.replace(record, chunk_size=newest.root.chunk_size)
     base = earlier if choice.mode == "delta" else None
     outcome = await ladder.descend(work, record, base, choice.mode, memory)
     if choice.reason and not work.status.reason:
@@ -351,7 +225,7 @@ async def _record(work: Work, seen: RecoveryPointSeen) -> PointRecord:
         requested_mode="delta",
         actual_mode="full",
         volume_size=status.restore_size,
-        chunk_size=work.context.settings.chunk_size,
+        chunk_size=spec.options.chunk_size.size_bytes if spec.options.chunk_size else work.context.settings.chunk_size,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from orchestrator.api.quantity import format_size
+from orchestrator.api.quantity import exact_quantity, format_size
 from orchestrator.api.tidemark.fields import Bytes, Seconds
 from orchestrator.api.tidemark.recovery_point import PointManifest, PointPhase
 from orchestrator.controllers.recovery_point import ladder
@@ -92,6 +92,7 @@ async def _record(work: Work, ref: PointRef) -> None:
         restore_size=size,
         size=format_size(size),
         changed=format_size(stats.changed),
+        chunk_size=exact_quantity(manifest.root.chunk_size),
         progress="100%",
         bytes=Bytes(
             volume=size,

@@ -33,7 +33,10 @@ from policies.naming import transient_name
 REPOSITORY_S = 120.0
 """How long one step may talk to a repository."""
 
-LASTING = frozenset({"Complete", "ClockSkew"})
+CHUNK_SIZE_APPLIED = "ChunkSizeApplied"
+"""Condition: False on a point that was asked for in chunks of another size than its volume has."""
+
+LASTING = frozenset({"Complete", "ClockSkew", CHUNK_SIZE_APPLIED})
 """Conditions that still say something when a point has ended."""
 
 Stage = Literal["snapshot", "diff", "copy", "commit", "total"]
