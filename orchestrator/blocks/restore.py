@@ -61,13 +61,14 @@ class Fetched:
     def __init__(self, chunks: int, free: Callable[[], None]) -> None:
         self._left, self._free, self._lock = chunks, free, threading.Lock()
 
-    def wrote(self, chunks: int) -> None:
-        """Count chunks as written. Nobody holds on to their memory any more."""
+    def wrote(self, chunks: int) -> bool:
+        """Count chunks as written; say whether that was all. Nobody holds on to their memory any more."""
         with self._lock:
             self._left -= chunks
             last = self._left == 0
         if last:
             self._free()
+        return last
 
 
 Batch = tuple[list[tuple[Sealed, list[int]]], Fetched]
@@ -210,7 +211,9 @@ class _Writing:
             tally.chunks_read += 1
             self._put(sealed, indexes, tally, scratch)
             del sealed
-        fetched.wrote(count)
+        if fetched.wrote(count):
+            with tally.stage("sync"):
+                self._target.start_sync()
         return True
 
     async def _fetch(self, group: Group) -> list[Sealed]:

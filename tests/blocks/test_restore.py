@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,7 +23,7 @@ from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.vault import Vault
 from tests.blocks.stores import MemoryStore
-from tests.blocks.volumes import CHUNK, Point, Volume, give_back, take, vault_on
+from tests.blocks.volumes import CHUNK, Point, Volume, give_back, take, vault_at, vault_on
 
 SIZE = 60 * CHUNK + 4096 + 17
 
@@ -204,3 +205,34 @@ async def test_no_more_packs_are_in_memory_than_fetchers(tmp_path: Path, monkeyp
     assert store.requests > 15
     assert 2 <= store.most <= restore.FETCHERS
     assert store.alive == 0
+
+
+class Noting(Target):
+    """Notes in which order it is told to bring what it has to the medium."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.told: list[str] = []
+
+    def start_sync(self) -> None:
+        self.told.append("start")
+        super().start_sync()
+
+    def finish(self) -> None:
+        self.told.append("finish")
+        super().finish()
+
+
+async def test_a_restore_brings_to_the_medium_what_it_has_as_it_goes(tmp_path: Path) -> None:
+    """So that the sync at the end isn't a second restore's time."""
+    vault = await vault_at(tmp_path / "repository")
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.noise(0, SIZE)
+    point = await take(vault, volume.path)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    with Noting.create(tmp_path / "back", SIZE) as target:
+        await write_point(vault, manifest, target)
+    assert isinstance(target, Noting)
+    assert set(target.told[:-1]) == {"start"}
+    assert target.told[-1] == "finish"
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
