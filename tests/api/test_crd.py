@@ -13,7 +13,8 @@ from msgspec import Meta, inspect
 
 from orchestrator.api.crd import LOOKS, Unbounded, Walk, definition, files, main, schema
 from orchestrator.api.tidemark import KINDS, BackupPolicy
-from orchestrator.api.tidemark.backup_policy import BackupPolicySpec
+from orchestrator.api.tidemark.backup_policy import BackupPolicySpec, ChunkSize
+from orchestrator.repository.layout import CHUNK_SIZES
 
 pytestmark = pytest.mark.quick
 
@@ -94,6 +95,12 @@ def test_what_the_structs_write_is_what_the_schema_knows() -> None:
     """A field renamed on one side only would be pruned without a word."""
     shape = definition(BackupPolicy)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     assert {f.encode_name for f in msgspec.structs.fields(BackupPolicySpec)} == set(shape["properties"])
+
+
+def test_the_chunk_sizes_to_choose_from_are_those_of_the_repository() -> None:
+    assert sorted(size.size_bytes for size in ChunkSize) == sorted(CHUNK_SIZES)
+    shapes = [shape for path, shape in ALL if path.endswith(".options.chunkSize")]
+    assert [shape["enum"] for shape in shapes] == [["64Ki", "256Ki", "1Mi"]] * 3, "policy, Backup and point"
 
 
 def test_the_files_in_the_chart_are_fresh() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.api.crd import definition
 from orchestrator.api.meta import condition
 from orchestrator.api.tidemark.backup import Backup
 from orchestrator.api.tidemark.backup_policy import BackupPolicy, Objective, Retention
+from orchestrator.api.tidemark.recovery_point import RecoveryPoint
 from orchestrator.app.page import page
 from orchestrator.controllers import retention, rpo
 from orchestrator.controllers.backup_policy import KEEP_BACKUPS, BackupPolicyController
@@ -151,6 +153,54 @@ async def test_a_policy_that_selects_nothing_says_so_until_it_does(at: Desk) -> 
     told = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "VolumesSelected")
     assert told is not None
     assert told.status == "True"
+
+
+async def test_volumes_that_keep_another_chunk_size_than_the_policy_asks_for_are_named(at: Desk) -> None:
+    # given volumes with points in chunks of 256 KiB, one as asked for, one without a point, and one elsewhere
+    for number, size in enumerate(["256Ki", "256Ki", "64Ki", None]):
+        claim = await at.claim(f"db-{number}")
+        for sequence in (1, 2) if size else ():
+            spec = {"pvcName": claim.name, "pvcUid": claim.uid, "repository": "main"}
+            status = {"phase": "Completed", "sequence": sequence, "chunkSize": size if sequence == 2 else "1Mi"}
+            await at.put(RecoveryPoint, f"{claim.name}-{sequence}", spec=spec, status=status)
+    elsewhere = {"pvcName": "db-3", "pvcUid": claim.uid, "repository": "other"}
+    await at.put(RecoveryPoint, "x", spec=elsewhere, status={"phase": "Completed", "sequence": 1, "chunkSize": "1Mi"})
+    await at.policy(repository="main", options={"chunkSize": "64Ki"})
+    controller = BackupPolicyController(at.context)
+    # when
+    for _ in range(2):
+        await controller.reconcile(KEY)
+    # then
+    found = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "ChunkSizeApplied")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", "ChunkSizeKept")
+    assert found.message.endswith("in this one: db-0 (256Ki), db-1 (256Ki)")
+    assert [reason for reason, _ in await at.events()].count("ChunkSizeKept") == 1
+    # then a policy that asks for what is there is told so, and one that asks for nothing hears nothing
+    for options, told in (({"chunkSize": "256Ki"}, "db-2 (64Ki)"), ({}, None)):
+        await at.change(BackupPolicy, "nightly", spec={"repository": "main", "options": options})
+        await controller.reconcile(KEY)
+        found = condition((await at.known(BackupPolicy, "nightly")).status.conditions, "ChunkSizeApplied")
+        assert (found is None) if told is None else (found is not None and found.message.endswith(told))
+
+
+async def test_many_volumes_of_another_chunk_size_are_counted_and_a_policy_with_all_its_conditions_is_valid(
+    at: Desk,
+) -> None:
+    for number in range(8):
+        claim = await at.claim(f"db-{number}")
+        spec = {"pvcName": claim.name, "pvcUid": claim.uid, "repository": "main"}
+        await at.put(RecoveryPoint, claim.name, spec=spec, status={"phase": "Completed", "chunkSize": "1Mi"})
+    await at.policy(repository="main", options={"chunkSize": "64Ki"})
+    controller = BackupPolicyController(at.context)
+    await controller.reconcile(KEY)
+    await controller.record_error(KEY, NameTaken("Backup", NAMESPACE, "x"))
+    conditions = (await at.known(BackupPolicy, "nightly")).status.conditions
+    found = condition(conditions, "ChunkSizeApplied")
+    assert found is not None
+    assert found.message.endswith("db-4 (1Mi) and 3 more")
+    shape = definition(BackupPolicy)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    assert len(conditions) == 7 <= shape["properties"]["conditions"]["maxItems"]
 
 
 async def test_an_objective_of_nothing_promises_nothing(at: Desk) -> None:
