@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._bare import Bare
-from benchmarks._rivals import timed
+from benchmarks._rivals import Cost, timed
 from benchmarks._volume import make_volume
 from orchestrator.blocks.backup import CopyOptions
 from orchestrator.blocks.offline import NAMESPACE, Made, make_point
@@ -64,6 +64,7 @@ class Bench:
         self.ranges = make_volume(self.volume, size)
         self.key = folder / "key"
         self.key.write_text(MasterKey.generate().to_hex())
+        self._compiled = set[str]()
 
     @property
     def allocated(self) -> int:
@@ -149,19 +150,27 @@ class Bench:
         }
 
     def process(self, repository: str, *more: str, stdin: str = "") -> dict[str, Any]:
-        """Run `tidemark copy` as a person would; CPU is the whole process's.
-
-        As installed, that is with its modules compiled: the first run of all does that and doesn't count.
-        """
-        command = [sys.executable, "-m", "orchestrator", "copy", str(self.volume), "--key-file", str(self.key)]
-        command += ["--repository", f"file://{self.folder / repository}", "--readers", str(READERS), "--json", "-"]
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(self.folder / "compiled")}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        if not (self.folder / "compiled").exists():
-            timed([*command[:3], "copy", str(self.key), *command[5:], "--create"], environment)
-        cost = timed([*command, *more], environment, stdin)
+        """Run `tidemark copy` as a person would; CPU is the whole process's."""
+        cost = self._command(repository, "copy", str(self.volume), "--readers", str(READERS), *more, stdin=stdin)
         figures = json.loads(cost.output)
         return {**cost.as_json(), "engine": figures["seconds"], "peakMemory": figures["peakMemory"]}
+
+    def restore_process(self, repository: str, made: Made, target: Path) -> dict[str, Any]:
+        """Run `tidemark restore` as a person would, only without reading the target again."""
+        wanted = ["--point", made.manifest.record.point_id, "--to", str(target), "--no-read-back"]
+        return self._command(repository, "restore", "--writers", str(READERS), *wanted).as_json()
+
+    def _command(self, repository: str, *arguments: str, stdin: str = "") -> Cost:
+        """Time a command as installed, that is with its modules compiled: a run that doesn't count does that."""
+        command = [sys.executable, "-m", "orchestrator"]
+        home = ["--repository", f"file://{self.folder / repository}", "--key-file", str(self.key), "--json", "-"]
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(self.folder / "compiled")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        if arguments[0] not in self._compiled:
+            self._compiled.add(arguments[0])
+            first = ["copy", str(self.key), "--create"] if arguments[0] == "copy" else [arguments[0], "--list"]
+            timed([*command, *first, *home], environment)
+        return timed([*command, *arguments, *home], environment, stdin)
 
     def peak(self, *arguments: str) -> int:
         """Run any command of ours; return the most memory that it had at once."""

@@ -41,6 +41,11 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
         back.unlink()
         return cost
 
+    def process(_: int) -> dict[str, Any]:
+        cost = bench.restore_process("engine", made, back)
+        back.unlink()
+        return cost
+
     def rival(tool: Any) -> Any:
         return lambda _: tool.restore(bench.volume, bench.folder / "tool").as_json()
 
@@ -59,7 +64,7 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
             def plain(_: int) -> dict[str, Any]:
                 return plain_write(bench.folder / "plain", bench.allocated)
 
-            best = rounds(number, bare=bare, engine=engine, plain=plain, **contestants)
+            best = rounds(number, bare=bare, engine=engine, process=process, plain=plain, **contestants)
     return {"volume": bench.size, "allocated": bench.allocated, "takes": max(holes), **best}
 
 
@@ -89,6 +94,9 @@ def rows(figures: dict[str, Any]) -> list[Row]:
         engine, plain = found["engine"], found["plain"]
         gets = engine["requests"].get("get", 0)
         lines.append(Row(f"{place}: to a file", "", f"{spread(engine)}, {engine['cpuSeconds']} s of CPU, {gets} GETs"))
+        process = found.get("process")  # figures of earlier runs have none
+        if process is not None:
+            lines.append(Row(f"{place}: `tidemark restore --no-read-back`", "", spread(process)))
         lines.append(
             Row(
                 f"{place}: holes stay holes",
@@ -112,7 +120,8 @@ def rows(figures: dict[str, Any]) -> list[Row]:
                 continue
             times = ratio(found[tool], engine)
             wanted = tool == "restic" and place != "disk"
-            told = f"{times}x ({ratio(found[tool], engine, 'cpuSeconds')}x of CPU); {spread(found[tool])}"
+            whole = f"; the process {ratio(found[tool], process)}x" if process is not None else ""
+            told = f"{times}x ({ratio(found[tool], engine, 'cpuSeconds')}x of CPU{whole}); {spread(found[tool])}"
             lines.append(
                 Row(f"{place}: beside {tool}", ">= 8x" if wanted else "", told, times >= 8 if wanted else None)
             )
