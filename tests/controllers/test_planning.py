@@ -17,6 +17,7 @@ from orchestrator.controllers.recovery_point import choosing, ladder, planning, 
 from orchestrator.controllers.recovery_point.work import Work, lineage_of
 from orchestrator.decisions.recovery_point import RecoveryPointSeen
 from orchestrator.decisions.recovery_point_steps import Bounds
+from orchestrator.kube.errors import Conflict
 from orchestrator.repository.manifest import open_manifest
 from orchestrator.repository.plan import open_plan
 from orchestrator.repository.point import cancel
@@ -83,6 +84,11 @@ class Volume:
         spec = self.at.api.objects[RecoveryPoint.RESOURCE.plural][(point.namespace, point.name)]["spec"]
         point = await self.at.change(RecoveryPoint, point.name, spec=spec | {"prune": True})
         await removal.prune_point(self.at.context, point)
+
+    async def recorded_as_allocated(self, point: RecoveryPoint) -> None:
+        """Say in the record that the driver told what is allocated: a full is looked for by its record."""
+        status = self.at.api.objects[RecoveryPoint.RESOURCE.plural][(point.namespace, point.name)]["status"]
+        await self.at.change(RecoveryPoint, point.name, status=status | {"mode": "allocated"})
 
     async def failed(self) -> None:
         """Plan a point that ends without data, as when no mover comes up."""
@@ -156,12 +162,20 @@ async def test_a_volume_keeps_its_chunk_size_and_a_point_asked_for_in_another_sa
 
 
 @pytest.mark.system
-async def test_what_was_said_of_the_chunk_size_is_said_once_when_planning_is_begun_again(volume: Volume) -> None:
+async def test_a_kept_chunk_size_is_told_also_of_a_plan_whose_maker_died_before_the_status(volume: Volume) -> None:
+    # given
     await volume.completed(chunkSize="64Ki")
-    work = await volume.planned(chunkSize="1Mi")
-    await planning.plan_copy(work, volume.seen(work), volume.memory)
+    work = await volume.begun(chunkSize="1Mi")
+    await choosing.choose(work, volume.seen(work))
+    volume.at.api.fail("PATCH", "recoverypoints/.*/status", 409, "Conflict")
+    with pytest.raises(Conflict):
+        await planning.plan_copy(work, volume.seen(work), volume.memory)
+    # when
+    again = Work(volume.at.context, await volume.at.known(RecoveryPoint, work.point.name))
+    await planning.plan_copy(again, volume.seen(again), volume.memory)
+    # then
+    assert (again.status.chunk_size, told(again.point)) == ("64Ki", ("False", "ChunkSizeKept"))
     assert len(await kept(volume)) == 1
-    assert told(work.point) == ("False", "ChunkSizeKept")
 
 
 @pytest.mark.system
@@ -190,6 +204,7 @@ async def test_a_volume_whose_last_points_all_failed_still_builds_on_the_good_on
     """Their names stay taken for good; taken for points, they would hide that the volume has one."""
     # given
     good = await volume.completed(chunkSize="64Ki")
+    await volume.recorded_as_allocated(good)
     for _ in range(choosing.LOOK_BACK + 1):
         await volume.failed()
     # when
@@ -203,7 +218,7 @@ async def test_a_volume_whose_last_points_all_failed_still_builds_on_the_good_on
 @pytest.mark.system
 async def test_a_good_point_is_found_behind_any_number_of_taken_names_if_the_cluster_knows_it(volume: Volume) -> None:
     # given
-    await volume.completed()
+    await volume.recorded_as_allocated(await volume.completed())
     work = await volume.begun()
     async with work.vault() as (_, vault):
         for number in range(2, choosing.LOOK_THROUGH + 5):

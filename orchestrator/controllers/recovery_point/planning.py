@@ -15,7 +15,6 @@ import msgspec
 
 from orchestrator.api.foreign.core import PersistentVolume, RawPersistentVolume, RawPersistentVolumeClaim
 from orchestrator.api.foreign.snapshot import VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent
-from orchestrator.api.meta import condition
 from orchestrator.api.quantity import exact_quantity, format_size
 from orchestrator.api.tidemark.backup_policy import Deduplication
 from orchestrator.api.tidemark.recovery_point import PointBase, PointPhase
@@ -93,8 +92,7 @@ def _chunk_size_told(work: Work, chunk_size: int) -> dict[str, Any]:
         f"The volume has points in this repository, in chunks of {has}, and keeps that size; options.chunkSize "
         f"{wished.value} counts for a volume's first point only. Use another repository for another size."
     )
-    if condition(work.status.conditions, CHUNK_SIZE_APPLIED) is None:
-        work.event("Warning", "ChunkSizeKept", text)
+    work.event("Warning", "ChunkSizeKept", text)
     return told | {"conditions": work.conditions(CHUNK_SIZE_APPLIED, "False", "ChunkSizeKept", text)}
 
 
