@@ -257,6 +257,22 @@ class Namespace:
             raise Wrong(f"{name}: the chunk at slot {entry.slot} is another one")
         return plain
 
+    def footer(self, name: str) -> list[tuple[int, Entry]]:
+        """Return (chunk index, entry) of each frame of a pack, as its footer says; nothing is restored from it."""
+        _, _, _, intent, random = name.split("/")
+        data, ref = self.objects[name], uuid.UUID(intent).bytes + bytes.fromhex(random)
+        slot, length, magic = struct.unpack_from("<II8s", data, len(data) - 16)
+        if magic != b"TMFOOTER" or slot * SLOT + length + 16 != len(data):
+            raise Wrong(f"{name}: trailer")
+        key = self._key(name, data[:64])
+        raw = key.open(PACK, name, data[:64], slot, data[slot * SLOT : slot * SLOT + length], role=1)
+        found = []
+        for index, chunk_id, at, word in struct.iter_unpack("<Q32sII", raw):
+            if word >> 24:
+                raise Wrong(f"{name}: footer")
+            found.append((index, Entry(chunk_id, ref, at, word & 0x3FFFFF, word >> 22)))
+        return found
+
     def _moved(self, entry: Entry) -> tuple[bytes, int]:
         """Follow the record of the highest generation."""
         prefix = f"n/{self.ns}/relocated/{uuid.UUID(bytes=entry.pack[:16])}/{entry.pack[16:].hex()}/"
@@ -319,9 +335,8 @@ class Namespace:
 def open_repository(objects: Mapping[str, bytes], master: bytes) -> list[Namespace]:
     """Open all namespaces of a repository with its master key."""
     mark = json.loads(objects["tidemark"])
-    newer = [name for name in objects if name.startswith("tidemark.")]
-    if mark["format"] != "tidemark-repository" or mark["version"] != 1 or newer:
-        raise Wrong(f"tidemark: {mark['format']} {mark['version']} {newer}")
+    if mark["format"] != "tidemark-repository" or mark["version"] != 1:
+        raise Wrong(f"tidemark: {mark['format']} {mark['version']}")
     repository = bytes.fromhex(mark["id"])
     wrap = max(name for name in objects if name.startswith("keys/"))
     document, _ = open_document(Key(master, 0, repository), MASTER_WRAP, wrap, objects[wrap])

@@ -110,6 +110,23 @@ def test_a_stranger_reads_the_vector(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PINNED)
+def test_a_stranger_finds_every_chunk_of_a_pack_by_its_footer(name: str) -> None:
+    # given the packs of a vector
+    objects = Folder(HERE / name / "repository")
+    (namespace,) = open_repository(objects, expected(HERE / name)[0])
+    packs = [key for key in objects if "/packs/" in key]
+    assert packs
+    for pack in packs:
+        # when their footers are read as the page says
+        entries = [entry for _, entry in namespace.footer(pack)]
+        # then the frames follow each other, and each opens to the chunk that it must be
+        slots = [1] + [entry.slot + -(-entry.length // 64) for entry in entries]
+        assert [entry.slot for entry in entries] == slots[:-1]
+        for entry in entries:
+            namespace.chunk(entry, 1 << 20)
+
+
+@pytest.mark.parametrize("name", PINNED)
 async def test_this_release_reads_the_vector_and_leaves_it_as_it_is(name: str, tmp_path: Path) -> None:
     await check_ours(HERE / name, tmp_path / "back")
     assert tree(HERE / name) == PINNED[name]
