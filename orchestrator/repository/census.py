@@ -15,14 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.repository.errors import (
-    Damaged,
-    ManifestMissing,
-    ObjectMissing,
-    PointCancelled,
-    SweepBlocked,
-    UnsupportedFormat,
-)
+from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.layout import ObjectRef, intent_bytes
 from orchestrator.repository.liveness import LiveChunks
@@ -79,6 +72,10 @@ class Census:
         """Points whose removal has begun, or was cut off: id -> manifest's name. Their intents are live."""
         self._leaving: set[str] = set()
         """Points that were removed while manifests were opened."""
+        self.roots: set[str] = set()
+        """Digests of the map roots of which nothing may be missing: of points, and those that live intents name."""
+        self.overdue: list[MapRoot] = []
+        """Those that expired intents name: what can't be read of them may be mended by ending these intents."""
         self._doomed: list[MapRoot] = []
         """Roots of which a part may be missing, and harms nobody: of points whose removal was begun and whose manifests
         are still there, and what an intent names that was put after its points were removed (its writer is told
@@ -87,7 +84,7 @@ class Census:
         """Intents (16 bytes) that may still commit."""
         self.expired: list[Expired] = []
         self.blind = False
-        """An intent that may still commit can't be read: nothing may be deleted before it is ended."""
+        """An intent that may still commit, or what it builds on, can't be read: nothing may be deleted till it ends."""
         self.abandoned: list[str] = []
         """Names under intents that a person ended and whose manifest's name nothing tells."""
         self.folders: dict[str, list[ObjectInfo]] = {}
@@ -95,24 +92,38 @@ class Census:
         self.strangers = 0
 
     async def take(self, *, now: datetime, intent_age: timedelta, end: Collection[str] = ()) -> None:
-        """List, then mark; intents `end` count as expired.
+        """List, and read what says what is alive; intents `end` count as expired. `mark` comes next.
 
-        Raises SweepBlocked when something that says what is alive can't be read.
+        Raises Damaged, UnsupportedFormat and ObjectMissing when something can't be read: others may have deleted it
+        since it was listed, or a fault has.
         """
         await self._objects()
-        try:
-            await self._removals()
-            await self._manifests()
-            await self._compactions()
-            await self._intents(now - intent_age, end)
-            await self._relocations()
-            await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner)
-            self._add_roots(self._doomed, "a point that is being removed")
-            await self.marking.run(on_leaf=self.chunks.leaf, on_inner=self.chunks.inner, on_error=_passed_over)
-        except (Damaged, UnsupportedFormat) as error:
-            raise SweepBlocked(error.key, error.what) from error
-        except ObjectMissing as error:
-            raise SweepBlocked(error.key, "it is missing") from error
+        await self._removals()
+        await self._manifests()
+        await self._compactions()
+        await self._intents(now - intent_age, end)
+        await self._relocations()
+
+    async def mark(self, *, apart: bool = False) -> None:
+        """Read all that the roots reach; Damaged, ObjectMissing.
+
+        `apart`: what can't be read of that which expired intents build on raises nothing, but makes this look blind.
+        """
+        leaf, inner = self.chunks.leaf, self.chunks.inner
+        if not apart:
+            self._start_from(self.overdue, "an intent")
+        await self.marking.run(on_leaf=leaf, on_inner=inner)
+        if apart:
+            try:
+                self._start_from(self.overdue, "an intent")
+            except Damaged:
+                self.blind = True
+            await self.marking.run(on_leaf=leaf, on_inner=inner, on_error=self._lose)
+        self._start_from(self._doomed, "a point that is being removed")
+        await self.marking.run(on_leaf=leaf, on_inner=inner, on_error=_passed_over)
+
+    def _lose(self, _ref: Ref, _level: int, _error: Exception) -> None:
+        self.blind = True
 
     async def _objects(self) -> None:
         for kind, prefix in ((PACK, self.vault.names.packs), (MAP, self.vault.names.maps)):
@@ -163,7 +174,8 @@ class Census:
                     return
             self.committed.add(point_id)
             self.points += 1
-            self._add_roots([manifest.root], key)
+            self._need(manifest.root)
+            self._start_from([manifest.root], key)
 
         await in_parallel([one(key) for key in keys])
 
@@ -198,8 +210,12 @@ class Census:
         for position, root in enumerate(intent.roots):
             if position < len(points) and await self._put_too_late(info, points[position]):
                 self._doomed.append(root)
+                continue
+            self._need(root)
+            if over:
+                self.overdue.append(root)
             else:
-                self._add_roots([root], info.key)
+                self._start_from([root], info.key)
         if over:
             self.expired.append(Expired(intent_id, intent.manifest_key))
 
@@ -210,7 +226,11 @@ class Census:
         told = await self.vault.store.head(ref.key)
         return told is not None and told.last_modified < intent.last_modified
 
-    def _add_roots(self, roots: Iterable[MapRoot], name: str) -> None:
+    def _need(self, root: MapRoot) -> None:
+        if root.page is not None:
+            self.roots.add(root.page.digest)
+
+    def _start_from(self, roots: Iterable[MapRoot], name: str) -> None:
         for root in roots:
             try:
                 self.marking.add_root(root)

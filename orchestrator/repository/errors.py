@@ -243,6 +243,17 @@ class SweepBlocked(Terminal):
         super().__init__(f"Nothing was deleted: {key} can't be read ({what})")
 
 
+class SweepOvertaken(Retryable):
+    """Again and again others deleted what this run had seen alive: it was stopped for long, or several run at once."""
+
+    reason: ClassVar[str] = "SweepOvertaken"
+    remedy: ClassVar[str] = "Nothing is wrong and nothing was deleted; the next run looks anew."
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"Nothing was deleted: {key} and others went while it was looked at")
+
+
 class StoreUnsuitable(Terminal):
     """The store lacks something without which no repository can be safe there."""
 

@@ -16,10 +16,11 @@ import msgspec
 
 from orchestrator.fence import Fence
 from orchestrator.repository.census import MAP, OBJECT, PACK, RELOCATED, Census
-from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked
+from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.following import Following
 from orchestrator.repository.layout import HEADER_KEY, KEYS_PREFIX, LOCKS_PREFIX, NAMESPACES_PREFIX, Kind, ObjectRef
 from orchestrator.repository.lock import LockedStore, ObjectLock, locked
+from orchestrator.repository.look import look
 from orchestrator.repository.maintenance import reached
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.partitions import COUNT
@@ -69,21 +70,15 @@ async def renew_if_due(vault: Vault, fence: Fence, *, now: datetime) -> Renewal 
 async def renew(vault: Vault, fence: Fence, *, now: datetime) -> Renewal:
     """Extend the retention of everything that lives in a namespace; its store is a LockedStore.
 
-    Raises SweepBlocked when what says what is alive can't be read, and the store's errors.
+    Raises SweepBlocked when what says what is alive can't be read, SweepOvertaken, and the store's errors.
     """
     store = locked(vault.store)
     if store is None:
         raise TypeError("this store was opened without object lock")
     until, count = store.lock.until(now), 0
     with tempfile.TemporaryDirectory(prefix="tidemark-renew-") as name:
-        census = Census(vault, Path(name))
         # No intent is too old here: a renewal ends nothing.
-        await census.take(now=now, intent_age=timedelta(days=36500))
-        following = Following(vault, census, Path(name))
-        try:
-            await following.take(now)
-        except Damaged as error:
-            raise SweepBlocked(error.key, error.what) from error
+        census, following = await look(vault, Path(name), now=now, before=now, intent_age=timedelta(days=36500))
         batch: list[str] = []
         async for key in _living(vault, census, following):
             batch.append(key)

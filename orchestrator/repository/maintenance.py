@@ -22,10 +22,11 @@ from orchestrator.fence import Fence
 from orchestrator.repository.census import MAP, OBJECT, PACK, READERS, RELOCATION, Census, Expired
 from orchestrator.repository.compaction import Choice, Compaction, choose, compact
 from orchestrator.repository.damage import load_damage
-from orchestrator.repository.errors import Damaged, ObjectMissing, SweepBlocked, UnsupportedFormat
+from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
 from orchestrator.repository.following import Following
 from orchestrator.repository.indexing import IndexWork, write_index
 from orchestrator.repository.layout import PACK_TARGET, Kind, ObjectRef
+from orchestrator.repository.look import look
 from orchestrator.repository.manifest import PointRef
 from orchestrator.repository.moves import open_moves, settle
 from orchestrator.repository.parallel import in_parallel
@@ -74,7 +75,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexWork = IndexWork()
     """Copies of relocation records to write."""
     blind: bool = False
-    """An intent can't be read: it is ended, and nothing is deleted in this run."""
+    """An intent, or what it builds on, can't be read: it is ended, and nothing is deleted in this run."""
 
     @property
     def deletion_count(self) -> int:
@@ -89,7 +90,10 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def sentence(self) -> str:
         """Say in one line what will happen and why."""
         if self.blind:
-            return f"an unfinished backup can't be read: end {len(self.expired)} intents, delete nothing in this run"
+            return (
+                "an unfinished backup, or what it builds on, can't be read: "
+                f"end {len(self.expired)} intents, delete nothing in this run"
+            )
         return (
             f"{self.points} points and {self.live_intents} live intents reach {self.pages} pages; "
             f"delete {self.deletion_count} objects ({self.deletion_bytes} bytes) unreached for {self.grace}, "
@@ -133,23 +137,17 @@ async def plan_sweep(
 
     `end_intents` are ended whatever their age; a person says so of one that blocks sweeping (docs/operations.md).
     Uses a temporary folder; memory stays bounded. Raises SweepBlocked when something that says what is alive can't be
-    read, and the store's Retryable errors.
+    read, SweepOvertaken, and the store's Retryable errors.
     """
     with tempfile.TemporaryDirectory(prefix="tidemark-sweep-") as name:
-        census = Census(vault, Path(name))
-        await census.take(now=now, intent_age=intent_age, end=end_intents)
+        census, following = await look(
+            vault, Path(name), now=now, before=now - grace, intent_age=intent_age, end=end_intents
+        )
         if census.blind:
             return _blind(census, now, grace)
         written = _Written(vault, Path(name))
         await written.load(now - grace)
         damage = await load_damage(vault)
-        following = Following(vault, census, Path(name))
-        try:
-            await following.take(now - grace)
-        except (Damaged, UnsupportedFormat) as error:
-            raise SweepBlocked(error.key, error.what) from error
-        except ObjectMissing as error:
-            raise SweepBlocked(error.key, "it is missing") from error
         found = await asyncio.to_thread(_compare, census, following, written, set(damage.names.values()))
         chosen = (
             await asyncio.to_thread(choose, census, following, set(damage.packs), pack_size=pack_size)
