@@ -141,6 +141,7 @@ class Bench:
         with Target.for_restore(target, made.manifest.root.volume_size) as opened_target:
             await write_point(vault, made.manifest, opened_target, RestoreOptions(writers=READERS), tallies)
             zeroed = opened_target.zeroed
+            opened_target.keep()
         return {
             "seconds": round(time.perf_counter() - started, 4),
             "cpuSeconds": round(time.process_time() - used, 4),

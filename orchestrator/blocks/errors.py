@@ -101,8 +101,18 @@ class TargetExists(Terminal):
     reason: ClassVar[str] = "TargetExists"
     remedy: ClassVar[str] = "Name a new file, or say --overwrite to fill the one that is there."
 
+    def __init__(self, path: str, restored: str = "") -> None:
+        super().__init__(f"{path} exists already" + (f"; the volume is whole, in {restored}" if restored else ""))
+
+
+class TargetUnfinished(Terminal):
+    """A restore to the same new file is at work, or was killed."""
+
+    reason: ClassVar[str] = "TargetUnfinished"
+    remedy: ClassVar[str] = "Remove that file if no other restore is at work there: it is not whole. Then try again."
+
     def __init__(self, path: str) -> None:
-        super().__init__(f"{path} exists already")
+        super().__init__(f"{path} is left of another restore")
 
 
 class ReadBackMismatch(Terminal):

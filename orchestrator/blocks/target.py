@@ -2,7 +2,8 @@
 
 A target too small is refused before the first write. What the point holds as zero must read as zero afterwards: where
 the target is known to be zero its holes stay holes, elsewhere zeros are forced (by the device, by punching holes, or
-written out). Nothing counts as restored before `finish` has synced it.
+written out). Nothing counts as restored before `finish` has synced it, and no new file has its name before `keep`: what
+a kill or a power cut leaves of it is called `.partial`, and never taken for a volume.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from orchestrator.blocks.errors import DeviceWriteFailed, TargetExists, TargetFull, TargetTooSmall, open_failed
+from orchestrator.blocks.errors import (
+    DeviceWriteFailed,
+    TargetExists,
+    TargetFull,
+    TargetTooSmall,
+    TargetUnfinished,
+    open_failed,
+)
 from orchestrator.blocks.source import device_size, refuse_others
 
 BLKZEROOUT = 0x127F
@@ -28,6 +36,8 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 SYNC_FILE_RANGE_WRITE = 0x02
 _ZEROS = bytes(1 << 20)
 _CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+PARTIAL = ".partial"
+"""What the name of a new file ends with until it is whole."""
 
 
 class Target:
@@ -42,6 +52,8 @@ class Target:
         self.is_device = is_device
         self._native_zero = True
         self._made: os.stat_result | None = None
+        self._name: Path | None = None
+        """What a new file is called when it is whole."""
         self._lock = threading.Lock()
         self.zeroed = 0
         """Bytes that had to be forced to zero."""
@@ -93,11 +105,21 @@ class Target:
 
     @classmethod
     def for_restore(cls, path: str | Path, size: int, *, overwrite: bool = False, known_zero: bool = False) -> Target:
-        """Make a new file, or open the block device that is there; a file that is there only with `overwrite`."""
+        """Make a new file, or open the block device that is there; a file that is there only with `overwrite`.
+
+        A new file is `<path>.partial` until `keep`; one that is left of a restore that was killed is TargetUnfinished.
+        As a context it goes again when that ends without `keep`.
+        """
         name = Path(path)
-        if not name.exists():
-            return cls.create(name, size)
-        if overwrite or name.is_block_device():
+        if not os.path.lexists(name):
+            partial = name.with_name(name.name + PARTIAL)
+            try:
+                target = cls.create(partial, size)
+            except TargetExists as error:
+                raise TargetUnfinished(str(partial)) from error
+            target._name = name
+            return target
+        if name.exists() and (overwrite or name.is_block_device()):
             return cls.open(name, size, known_zero=known_zero, exclusive=name.is_block_device())
         raise TargetExists(str(path))
 
@@ -176,14 +198,63 @@ class Target:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-        if error is not None and self._made is not None:
-            self._unlink(self._made)
+        if self._made is not None and (error is not None or self._name is not None):
+            _unlink(Path(self.path), self._made)
 
-    def _unlink(self, made: os.stat_result) -> None:
-        """Take our own new file away, unless somebody put another one in its place."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(made, Path(self.path).stat()):
-                Path(self.path).unlink()
+    def keep(self) -> None:
+        """Give a new file of `for_restore` its name, for good; devices and files that were there have theirs.
+
+        Call it when the content is on the medium (`finish`). It replaces nothing: where a file of that name was made
+        meanwhile it is TargetExists, and the volume stays as `.partial`. Doing it again does nothing.
+        """
+        if self._name is None or self._made is None:
+            return
+        name, made = self._name, self._made
+        try:
+            _give_name(Path(self.path), name, made)
+            _sync_folder(name.parent)
+        except FileExistsError as error:
+            self._name = self._made = None
+            raise TargetExists(str(name), restored=self.path) from error
+        except OSError as error:
+            _unlink(name, made)
+            raise _write_error(str(name), 0, error) from error
+        _unlink(Path(self.path), made)
+        self.path, self._name = str(name), None
+
+
+def _give_name(partial: Path, name: Path, made: os.stat_result) -> None:
+    """Link a file to its name, or move it where there are no links; FileExistsError if another has that name."""
+    try:
+        os.link(partial, name)
+    except FileExistsError:
+        if not os.path.samestat(made, name.lstat()):  # else NFS answers so to the repetition of what succeeded
+            raise
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        if os.path.lexists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from error
+        partial.rename(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make its names durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # so say file systems whose names are durable anyway
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path, made: os.stat_result) -> None:
+    """Take our own new file away, unless somebody put another one in its place."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(made, path.stat()):
+            path.unlink()
 
 
 @functools.cache

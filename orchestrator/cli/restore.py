@@ -205,6 +205,7 @@ async def _restore(
         manifest, ref = await open_manifest(vault, key, digest=wanted.expect)
         volume, tallies, checking = manifest.root.volume_size, Tallies(), Tallies()
         started = time.perf_counter()
+        digest = ""
         # Not in a thread: a cancellation while it runs there would leave the new file that nobody was given.
         with Target.for_restore(wanted.to, volume, overwrite=wanted.overwrite, known_zero=wanted.known_zero) as target:
             async with progress_bar("writing", lambda: (tallies.sum().done, volume)):
@@ -215,21 +216,22 @@ async def _restore(
                     RestoreOptions(writers=wanted.writers, bandwidth_limit=wanted.limit, iops_limit=wanted.iops_limit),
                     tallies,
                 )
-        written = time.perf_counter()
-        digest = ""
-        if wanted.check or wanted.sha256:
-            async with progress_bar("reading back", lambda: (checking.sum().done, volume)):
-                digest = await read_back(
-                    vault,
-                    manifest,
-                    str(wanted.to),
-                    known_zero=target.known_zero,
-                    readers=wanted.writers,
-                    sha256=wanted.sha256,
-                    tallies=checking,
-                    bandwidth_limit=wanted.limit,
-                    iops_limit=wanted.iops_limit,
-                )
+            target.close()  # a device's cache goes with the last who has it open
+            written = time.perf_counter()
+            if wanted.check or wanted.sha256:
+                async with progress_bar("reading back", lambda: (checking.sum().done, volume)):
+                    digest = await read_back(
+                        vault,
+                        manifest,
+                        target.path,
+                        known_zero=target.known_zero,
+                        readers=wanted.writers,
+                        sha256=wanted.sha256,
+                        tallies=checking,
+                        bandwidth_limit=wanted.limit,
+                        iops_limit=wanted.iops_limit,
+                    )
+            target.keep()
         return {
             **_row(manifest, ref),
             "to": str(wanted.to),

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from orchestrator.blocks.errors import DeviceMissing, NotADevice, TargetExists, TargetFull, TargetTooSmall
+from orchestrator.blocks.errors import (
+    DeviceMissing,
+    NotADevice,
+    TargetExists,
+    TargetFull,
+    TargetTooSmall,
+    TargetUnfinished,
+)
 from orchestrator.blocks.source import Source
 from orchestrator.blocks.target import Target
 
 pytestmark = pytest.mark.quick
 KIB = 1024
+
+
+def names(folder: Path) -> list[str]:
+    """Return what is in a folder."""
+    return [path.name for path in folder.iterdir()]
 
 
 def test_a_new_file_is_sparse_and_its_holes_stay_holes(tmp_path: Path) -> None:
@@ -39,6 +52,63 @@ def test_a_new_file_that_was_not_filled_to_its_end_is_gone_and_one_that_was_ther
             fill_half(path)
     assert not new.exists()
     assert old.read_bytes() == b"abd!"
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system with hard links, then one without any."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("links")
+def test_a_new_file_has_its_name_only_when_it_is_kept(tmp_path: Path) -> None:
+    # given a new file, filled and not yet kept
+    with Target.for_restore(tmp_path / "new", 4) as target:
+        target.write(0, b"abcd")
+        target.finish()
+        before = names(tmp_path)
+        # when it is kept, twice even
+        target.keep()
+        target.keep()
+    # then before nothing had its name, and afterwards it has no other
+    assert before == ["new.partial"]
+    assert names(tmp_path) == ["new"]
+    assert (target.path, (tmp_path / "new").read_bytes()) == (str(tmp_path / "new"), b"abcd")
+    # and one that nobody kept is gone
+    with Target.for_restore(tmp_path / "other", 4):
+        pass
+    assert names(tmp_path) == ["new"]
+
+
+def test_what_a_killed_restore_left_is_neither_taken_nor_overwritten(tmp_path: Path) -> None:
+    left = tmp_path / "new.partial"
+    left.write_bytes(b"left")
+    for overwrite in (False, True):
+        with pytest.raises(TargetUnfinished, match=r"new\.partial"):
+            Target.for_restore(tmp_path / "new", 4, overwrite=overwrite)
+    assert left.read_bytes() == b"left"
+
+
+@pytest.mark.usefixtures("links")
+def test_a_name_that_was_taken_meanwhile_is_left_alone_and_the_volume_kept_beside_it(tmp_path: Path) -> None:
+    # given a name that somebody takes while it is restored to
+    name = tmp_path / "new"
+    with Target.for_restore(name, 4) as target:
+        target.write(0, b"abcd")
+        name.symlink_to("nowhere")
+        # when the restore is done
+        with pytest.raises(TargetExists, match=r"whole, in .*new\.partial"):
+            target.keep()
+    # then both are there, and a name that leads nowhere is refused at once next time
+    assert (str(name.readlink()), (tmp_path / "new.partial").read_bytes()) == ("nowhere", b"abcd")
+    (tmp_path / "new.partial").unlink()
+    with pytest.raises(TargetExists):
+        Target.for_restore(name, 4, overwrite=True)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -168,13 +168,31 @@ def test_a_restore_keeps_to_its_limits(tmp_path: Path, person: Person) -> None:
     assert person.types("restore", "--point", point, "--to", "x", "--limit", "0")[0] == 2
 
 
+def test_a_target_that_reads_back_different_gets_no_name(
+    tmp_path: Path, person: Person, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a medium that changes a byte of what is written to it
+    point = person.copies(volume.path, "--create", "--chunk-size", "64K")["point"]
+    write = os.pwrite
+
+    def lying(descriptor: int, content: bytes, offset: int) -> int:
+        return write(descriptor, bytes([content[0] ^ 1, *content[1:]]) if offset == 4 * CHUNK else content, offset)
+
+    monkeypatch.setattr(os, "pwrite", lying)
+    # when a point is brought back
+    code, _, said = person.types("restore", "--point", point, "--to", str(tmp_path / "back"))
+    # then it is refused, and nothing is left that could be taken for the volume
+    assert (code, "chunk 4 of" in said) == (65, True), said
+    assert not list(tmp_path.glob("back*"))
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_restore_that_is_told_to_end_leaves_no_half_file(
     tmp_path: Path, person: Person, number: signal.Signals
 ) -> None:
     # given a restore that would take minutes
-    path, target = tmp_path / "one", tmp_path / "back"
+    path, target, partial = tmp_path / "one", tmp_path / "back", tmp_path / "back.partial"
     path.write_bytes(os.urandom(64 * CHUNK))
     point = person.copies(path, "--create")["point"]
     command = ["restore", "--point", point, "--to", str(target), "--limit", "65536", *person.where]
@@ -183,16 +201,25 @@ def test_a_restore_that_is_told_to_end_leaves_no_half_file(
     ) as restore:
         try:
             deadline = time.monotonic() + 60
-            while not target.exists() and time.monotonic() < deadline:
+            while not partial.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
             # when its target is there, and the machine wants it to end
             restore.send_signal(number)
             _, said = restore.communicate(timeout=60)
         finally:
             restore.kill()
-    # then it says so, and nothing that looks like the volume is left
-    assert (restore.returncode, said) == (128 + number, f"tidemark: ended by {number.name}\n")
+    # then nothing that looks like the volume is left, and it says so if it could
     assert not target.exists()
+    if number is not signal.SIGKILL:
+        assert (restore.returncode, said) == (128 + number, f"tidemark: ended by {number.name}\n")
+        assert not partial.exists()
+        return
+    # and what is left when it could not is named by the next try, which succeeds without it
+    code, _, said = person.types("restore", "--point", point, "--to", str(target))
+    assert (code, str(partial) in said) == (65, True), said
+    partial.unlink()
+    assert person.types("restore", "--point", point, "--to", str(target))[0] == 0
+    assert target.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.system
