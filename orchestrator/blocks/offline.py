@@ -7,13 +7,11 @@ here, from its path.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +24,7 @@ from orchestrator.blocks.source import Source
 from orchestrator.blocks.tally import Tallies
 from orchestrator.errors import Terminal
 from orchestrator.extents import ChunkSet
+from orchestrator.repository.crypto import sha256
 from orchestrator.repository.errors import Damaged, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.keys import NamespaceIdentity
@@ -68,8 +67,7 @@ class ExtentsMalformed(Terminal):
     remedy: ClassVar[str] = "Give lines of two numbers in bytes, `offset length`, inside the volume."
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(msgspec.Struct, frozen=True):
     """A committed point and what was planned for it."""
 
     ref: PointRef
@@ -145,7 +143,7 @@ async def _earlier(vault: Vault, lineage: str, base: str | None) -> tuple[list[s
 
 def lineage_of(driver: str, volume_handle: str) -> str:
     """Return the name under which a volume's points are kept."""
-    return hashlib.sha256(f"{driver}\0".encode() + os.fsencode(volume_handle)).hexdigest()[:32]
+    return sha256(f"{driver}\0".encode() + os.fsencode(volume_handle)).hex()[:32]
 
 
 def shown(path: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
@@ -15,8 +14,7 @@ from orchestrator.api.mover import CONFIG_KEY, CONFIG_MOUNT, DEVICE_PATH, TERMIN
 from orchestrator.mover.errors import MoverConfigBad
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(msgspec.Struct, frozen=True):
     """The command line."""
 
     task: Task

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, field
 
+import msgspec
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.bindings._rust import openssl
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from orchestrator.repository.errors import Damaged, UnsupportedFormat, WrongKey
 from orchestrator.repository.layout import FORMAT_VERSION, SLOT_UNIT, Kind
@@ -25,6 +24,10 @@ ALGORITHM = 1
 HEADER = struct.Struct("<8sBBBBI16s16s16s")
 TAG = 16
 FRAME, FOOTER = 0, 1
+AESGCM = openssl.aead.AESGCM
+HKDF = openssl.kdf.HKDF
+"""The same objects as under their public names, which a test holds: those bring every cipher and mode along, and a
+mover's start pays for that."""
 Bytes = bytes | bytearray | memoryview
 
 assert HEADER.size == SLOT_UNIT
@@ -35,28 +38,37 @@ def digest(data: Bytes) -> str:
     return blake3(data).hexdigest()
 
 
+def sha256(data: bytes) -> bytes:
+    """Return the SHA-256 digest (by this room's library: `hashlib` would load another OpenSSL beside it)."""
+    hashing = Hash(SHA256())
+    hashing.update(data)
+    return hashing.finalize()
+
+
 def derive(secret: bytes, info: bytes, length: int = 32) -> bytes:
     """Derive bytes from a key by HKDF-SHA256 without salt."""
     return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret)
 
 
-@dataclass(frozen=True, slots=True)
-class SealingKey:
+class SealingKey(msgspec.Struct, frozen=True):
     """A key that seals objects: the master key, the repository key, or one epoch of a namespace's data key."""
 
-    secret: bytes = field(repr=False)
+    secret: bytes
     epoch: int
     repository: bytes
     """The repository's 16-byte id."""
-    check: bytes = field(init=False, repr=False)
+    check: bytes = b""
+    """Made from the others; whatever is given is not taken."""
 
     def __post_init__(self) -> None:
         info = b"tidemark/1/check" + self.repository + struct.pack("<I", self.epoch)
-        object.__setattr__(self, "check", derive(self.secret, info, 16))
+        msgspec.structs.force_setattr(self, "check", derive(self.secret, info, 16))
+
+    def __repr__(self) -> str:
+        return f"SealingKey(epoch={self.epoch}, repository={self.repository!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """The first 64 bytes of every sealed object."""
 
     kind: int

@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -20,7 +18,7 @@ from orchestrator.repository.crypto import Bytes, SealingKey, derive
 from orchestrator.repository.errors import KeyMalformed
 
 KEY_BYTES = 32
-_HEX = re.compile(rb"[0-9A-Fa-f]{64}\Z")
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
 class MasterKey:
@@ -44,7 +42,7 @@ class MasterKey:
         if len(data) == KEY_BYTES:
             return cls(data)
         text = data.strip()
-        if _HEX.match(text):
+        if len(text) == 2 * KEY_BYTES and _HEX_DIGITS.issuperset(text):
             return cls(bytes.fromhex(text.decode()))
         try:
             decoded = base64.b64decode(text.replace(b"-", b"+").replace(b"_", b"/"), validate=True)
@@ -77,8 +75,7 @@ class MasterKey:
         raise TypeError("a master key is not pickled")
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceIdentity:
+class NamespaceIdentity(msgspec.Struct, frozen=True):
     """Which namespace of which cluster: a namespace made again under its name is another one."""
 
     cluster_id: str
@@ -99,22 +96,22 @@ class _NamespaceKeysJson(msgspec.Struct, frozen=True, rename="camel", forbid_unk
     chunk_id_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NamespaceKeys:
+class NamespaceKeys(msgspec.Struct, frozen=True):
     """All that a mover may know of one namespace: its data keys by epoch, and its chunk-id key."""
 
     repository_id: str
     namespace_id: str
     namespace: NamespaceIdentity
     current_epoch: int
-    data_keys: dict[int, bytes] = field(repr=False)
-    chunk_id_key: bytes = field(repr=False)
-    _sealing: dict[int, SealingKey] = field(default_factory=dict, init=False, repr=False, compare=False)
+    data_keys: dict[int, bytes]
+    chunk_id_key: bytes
+    _sealing: dict[int, SealingKey] = {}  # every instance gets one of its own
+    """Made from the others; whatever is given is not taken."""
 
     def __post_init__(self) -> None:
         repository = bytes.fromhex(self.repository_id)
-        for epoch, secret in self.data_keys.items():
-            self._sealing[epoch] = SealingKey(secret, epoch, repository)
+        sealing = {epoch: SealingKey(secret, epoch, repository) for epoch, secret in self.data_keys.items()}
+        msgspec.structs.force_setattr(self, "_sealing", sealing)
 
     def epoch(self, number: int) -> SealingKey:
         """Return the data key of an epoch in `data_keys`."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
+
+import msgspec
 
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import Terminal
@@ -39,8 +40,7 @@ class LockUnsupported(Terminal):
         super().__init__(f"Store {url} has no object lock: {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectLock:
+class ObjectLock(msgspec.Struct, frozen=True):
     """What is asked for."""
 
     retention: timedelta

@@ -5,7 +5,7 @@ A mover has a `Vault` and never a `Repository`: it can't reach another namespace
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from orchestrator.repository.crypto import Bytes, Header, ObjectCipher
 from orchestrator.repository.errors import Damaged, KeysOutdated
@@ -14,18 +14,21 @@ from orchestrator.repository.layout import Kind, Names, ObjectRef
 from orchestrator.repository.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Vault:
+class Vault(msgspec.Struct, frozen=True):
     """A namespace's part of a repository. Cheap; holds keys, so `repr` says only whose."""
 
     store: Store
-    keys: NamespaceKeys = field(repr=False)
-    final: bool = field(default=False, repr=False)
+    keys: NamespaceKeys
+    final: bool = False
     """These are all the epochs there are (the repository was asked): who names another one lies."""
-    names: Names = field(init=False, repr=False)
+    names: Names = Names("none")
+    """Of the keys' namespace; whatever is given is not taken."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", Names(self.keys.namespace_id))
+        msgspec.structs.force_setattr(self, "names", Names(self.keys.namespace_id))
+
+    def __repr__(self) -> str:
+        return f"Vault(store={self.store!r})"
 
     @classmethod
     def from_mover(cls, store: Store, keys: NamespaceKeys) -> Vault:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -284,7 +283,7 @@ async def test_finding_whom_damage_hurts_reads_what_points_share_once(vault: Vau
     entry = (await MapReader(vault, manifest.root).lookup([1050]))[1050]
     await vault.store.delete(vault.names.pack(entry.pack))
     counting = CountingStore(vault.store)
-    report = await verify(dataclasses.replace(vault, store=counting), depth="quick")
+    report = await verify(msgspec.structs.replace(vault, store=counting), depth="quick")
     assert len(report.hurt) == 21
     assert [point.chunks for point in report.hurt] == [1100 - n for n in range(21)]
     # manifests twice, one page each with what is of one object joined, and the two leaves that all of them share once
@@ -337,7 +336,7 @@ async def test_packs_are_read_side_by_side_and_the_findings_do_not_hang_on_who_a
         told: list[int] = []
         whims = _Whims(vault.store, seed)
         report = await verify(
-            dataclasses.replace(vault, store=whims),
+            msgspec.structs.replace(vault, store=whims),
             depth="full",
             record=False,
             progress=lambda done, _total, told=told: told.append(done),  # type: ignore[misc]
@@ -356,7 +355,7 @@ async def test_how_much_of_packs_is_read_at_once_is_bounded(vault: Vault) -> Non
     whims = _Whims(vault.store, 1)
     # the real bound is two packs of the usual size; these are small
     window = Window(calls=8, weight=70 * SIZE)
-    assert (await verify(dataclasses.replace(vault, store=whims), depth="full", window=window)).ok
+    assert (await verify(msgspec.structs.replace(vault, store=whims), depth="full", window=window)).ok
     assert whims.most > 1
     assert whims.most_bytes <= 70 * SIZE
 
@@ -385,7 +384,7 @@ async def test_a_read_that_was_cut_short_once_is_no_damage(vault: Vault) -> None
             return Fault.SHORT
         return None
 
-    report = await verify(dataclasses.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
+    report = await verify(msgspec.structs.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
     assert report.ok, report
     assert not short
 
@@ -409,7 +408,7 @@ async def test_a_verification_that_is_cancelled_leaves_no_read_behind(vault: Vau
             return []
 
     # when its verification is cancelled
-    run = asyncio.create_task(verify(dataclasses.replace(vault, store=Silent(vault.store)), depth="full"))
+    run = asyncio.create_task(verify(msgspec.structs.replace(vault, store=Silent(vault.store)), depth="full"))
     async with asyncio.timeout(60):
         await reading.wait()
         run.cancel()
@@ -426,5 +425,5 @@ async def test_a_store_that_does_not_answer_is_no_damage(vault: Vault) -> None:
         return Fault.ERROR if verb == "get" and key == names[7] else None
 
     with pytest.raises(StoreUnavailable):
-        await verify(dataclasses.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
+        await verify(msgspec.structs.replace(vault, store=FaultyStore(vault.store, script)), depth="full")
     assert await _names(vault, vault.names.damaged) == []

@@ -1,14 +1,17 @@
-"""Which commands there are, without importing any; and names of others' making, made fit to be printed."""
+"""Which commands there are, without importing any; and names of others' making, made fit to be printed.
+
+Every command imports it to print: what only help needs is imported there.
+"""
 
 from __future__ import annotations
 
-import ast
-import pkgutil
 from pathlib import Path
 
 
 def command_names() -> list[str]:
     """Return the names of all commands, sorted, without importing any."""
+    import pkgutil
+
     here = Path(__file__).parents[1]
     modules = (info for info in pkgutil.iter_modules([str(here)]) if not info.ispkg and info.name != "main")
     return sorted(info.name.replace("_", "-") for info in modules)
@@ -16,6 +19,8 @@ def command_names() -> list[str]:
 
 def command_help(name: str) -> str:
     """Return the first line of a command's docstring, read from its source."""
+    import ast
+
     source = (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     text = ast.get_docstring(ast.parse(source)) or ""
     return text.partition("\n")[0]
