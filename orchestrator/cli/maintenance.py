@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts.names import printable
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
 from orchestrator.cli.parts.output import size, write_json
+from orchestrator.errors import TidemarkError
 
 app = typer.Typer()
 
@@ -48,21 +50,31 @@ def maintenance(
     if end_intent and namespace is None:
         raise typer.BadParameter("it needs --namespace", param_hint="--end-intent")
     ages = timedelta(seconds=grace), timedelta(seconds=intent_age)
-    rows = asyncio.run(_run(url, key_file, options, namespace, ages, tuple(end_intent or ()), dry_run, compact))
+    rows, blocked = asyncio.run(
+        _run(url, key_file, options, namespace, ages, tuple(end_intent or ()), dry_run, compact)
+    )
     if json_file is not None:
         write_json(json_file, rows)
-    if str(json_file) == "-":
-        return
+    if str(json_file) != "-":
+        _tell(rows)
+    if blocked is not None:
+        raise blocked
+
+
+def _tell(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        print(f"{row['namespace']}: {row['plan']}.")
-        if not dry_run:
+        if "plan" in row:
+            print(f"{row['namespace']}: {row['plan']}.")
+        if "error" in row:
+            print(printable(f"{row['namespace']}: {row['error']['message']}."))
+        if "result" in row:
             done, moved = row["result"], row["result"]["compacted"]
             print(
                 f"  deleted {done['deletedObjects']} objects ({size(done['deletedBytes'])}), wrote down "
                 f"{done['candidates']}, ended {done['cancelledIntents']} intents, "
                 f"compacted {moved['packs']} packs ({size(moved['freed'])}) into {size(moved['written'])}"
             )
-            if row["renewed"]:
+            if row.get("renewed"):
                 print(f"  renewed the lock of {row['renewed']['objects']} objects until {row['renewed']['until']}")
     if not rows:
         print("The repository holds no namespace.")
@@ -77,32 +89,42 @@ async def _run(
     end_intents: tuple[str, ...],
     dry_run: bool,
     compact: bool,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], TidemarkError | None]:
+    """Maintain one namespace after the other; return what was done, and the first error of one that is blocked.
+
+    What can't be read in one namespace keeps no other from being swept.
+    """
     import msgspec
 
     from orchestrator.cli.parts.points import vaults, with_newest_keys
     from orchestrator.clock import SystemClock
     from orchestrator.fence import OpenFence
-    from orchestrator.repository.errors import KeysOutdated
+    from orchestrator.repository.errors import KeysOutdated, SweepBlocked, SweepOvertaken
     from orchestrator.repository.lockrenewal import renew_if_due
     from orchestrator.repository.maintenance import plan_sweep, sweep
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    blocked: TidemarkError | None = None
     async with repository(url, key_file, options) as opened:
         for vault in await vaults(opened, namespace):
             now, (grace, intent_age) = SystemClock().now(), ages
             plans = functools.partial(
                 plan_sweep, now=now, grace=grace, intent_age=intent_age, compact=compact, end_intents=end_intents
             )
-            try:
-                plan = await plans(vault)
-            except KeysOutdated:
-                vault = await with_newest_keys(opened, vault)
-                plan = await plans(vault)
-            row: dict[str, Any] = {"namespace": vault.namespace.name, "plan": plan.sentence()}
-            if not dry_run:
-                row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))
-                renewal = await renew_if_due(vault, OpenFence(), now=SystemClock().now())
-                row["renewed"] = msgspec.to_builtins(renewal)
+            row: dict[str, Any] = {"namespace": vault.namespace.name}
             rows.append(row)
-    return rows
+            try:
+                try:
+                    plan = await plans(vault)
+                except KeysOutdated:
+                    vault = await with_newest_keys(opened, vault)
+                    plan = await plans(vault)
+                row["plan"] = plan.sentence()
+                if not dry_run:
+                    row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))
+                    renewal = await renew_if_due(vault, OpenFence(), now=SystemClock().now())
+                    row["renewed"] = msgspec.to_builtins(renewal)
+            except (SweepBlocked, SweepOvertaken) as error:
+                row["error"] = {"reason": error.reason, "message": str(error)}
+                blocked = blocked or error
+    return rows, blocked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -17,7 +18,11 @@ import pytest
 from orchestrator.cli.main import main
 from orchestrator.cli.parts.errors import OptionsUnreadable
 from orchestrator.cli.parts.offline import store_options
+from orchestrator.repository.keys import MasterKey
+from orchestrator.repository.repository import Repository
+from orchestrator.repository.store import open_store
 from tests.blocks.volumes import CHUNK, Volume
+from tests.repository.engine import NAMESPACE, backup
 
 
 @pytest.fixture
@@ -360,6 +365,37 @@ def test_maintenance_sweeps_what_was_pruned_and_says_what_it_did(person: Person,
     code, _, err = person.types("maintenance", "--end-intent", "11111111-1111-1111-1111-111111111111")
     assert code == 2
     assert "needs --namespace" in err
+
+
+def test_a_namespace_that_is_damaged_keeps_no_other_from_being_swept(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    # given two namespaces, and in one of them a point whose map is gone
+    person.copies(volume.path, "--create")
+    pages = list((tmp_path / "repository").rglob("maps/*/*"))
+    asyncio.run(_another_namespace(person))
+    for page in pages:
+        page.unlink()
+    # when both are maintained
+    code, out, err = person.types("maintenance", "--json", "-")
+    # then the other one is, and what is wrong with the first is told
+    rows = {row["namespace"]: row for row in json.loads(out)}
+    assert code == 65
+    assert "missing" in err
+    assert rows["offline"]["error"]["reason"] == "SweepBlocked"
+    assert "result" not in rows["offline"]
+    assert rows["shop"]["plan"].startswith("1 points")
+    assert "result" in rows["shop"]
+    code, out, _ = person.types("maintenance")
+    assert code == 65
+    assert "offline: Nothing was deleted" in out
+    assert "shop: 1 points" in out
+
+
+async def _another_namespace(person: Person) -> None:
+    store = await open_store(f"file://{person.folder / 'repository'}")
+    repository = await Repository.open_or_create(store, MasterKey.from_file(person.key))
+    await backup(await repository.vault(NAMESPACE, create=True), bytes(range(256)) * 512, sequence=1)
 
 
 def test_keys_are_rotated_and_all_points_stay_readable(tmp_path: Path, person: Person, volume: Volume) -> None:
