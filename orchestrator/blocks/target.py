@@ -220,7 +220,7 @@ class Target:
             _unlink(name, made)
             raise _write_error(str(name), 0, error) from error
         _unlink(Path(self.path), made)
-        self.path, self._name = str(name), None
+        self.path, self._name, self._made = str(name), None, None
 
 
 def _give_name(partial: Path, name: Path, made: os.stat_result) -> None:
