@@ -47,10 +47,9 @@ from tests.repository.test_faults_everywhere import (
 )
 from tests.repository.wire import ONLY, Cut, Objects, Request, Wire
 
-pytestmark = pytest.mark.timeout(600)
-
 SECRET = "MOSTSECRETKEY"
 CASES = os.environ.get("TIDEMARK_WIRE_CASES", "")
+pytestmark = pytest.mark.timeout(7200 if CASES else 600)
 AT_ONCE = 16
 RETRIES = 10
 BEYOND = (Cut.FORBIDDEN, Cut.HALF, Cut.STALE)
@@ -290,12 +289,16 @@ async def _all(deed: Deed, cases: Sequence[tuple[Cut, int]], tmp_path: Path) -> 
 
 
 async def _some_at_once(cases: Sequence[Coroutine[None, None, None]]) -> None:
-    """Run cases, some at once: most of their time is waiting."""
+    """Run cases, some at once (most of their time is waiting), to the last: all that failed are told together."""
     turn = asyncio.Semaphore(AT_ONCE)
+    failed: list[Exception] = []
 
     async def one(case: Coroutine[None, None, None]) -> None:
         async with turn:
-            await case
+            try:
+                await case
+            except Exception as error:  # noqa: BLE001  # whatever it is, the other cases are worth a look
+                failed.append(error)
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -303,7 +306,9 @@ async def _some_at_once(cases: Sequence[Coroutine[None, None, None]]) -> None:
                 tasks.create_task(one(case))
     finally:
         for case in cases:
-            case.close()  # those that the first failure left without a start
+            case.close()  # those that a timeout left without a start
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
 
 
 async def test_each_fault_is_overcome_by_each_call_of_a_store() -> None:
