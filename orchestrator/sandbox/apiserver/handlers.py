@@ -70,7 +70,14 @@ class Handlers:
         self._discovery, self._openapi, self._key_set = discovery, openapi, key_set
         self._subresources = Subresources(store, registry, writer, reviews, nodes)
         self.bookmark_every_s = 60.0
-        self.ended = asyncio.Event()
+        self._watches: set[Watch] = set()
+        self._ending = False
+
+    def end_watches(self) -> None:
+        """End all watches, and each that still comes: a server that shuts down waits for nobody who only listens."""
+        self._ending = True
+        for watch in self._watches:
+            watch.end()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every refusal is a Status."""
@@ -232,7 +239,11 @@ class Handlers:
         response = web.StreamResponse(headers={"Content-Type": bodies.JSON, "Cache-Control": "no-cache, private"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        lines = Watch(self._store, call, render, self.bookmark_every_s).lines()
+        watch = Watch(self._store, call, render, self.bookmark_every_s)
+        self._watches.add(watch)
+        if self._ending:
+            watch.end()
+        lines = watch.lines()
         try:
             async for line in lines:
                 await response.write(line)
@@ -240,6 +251,7 @@ class Handlers:
         except ConnectionResetError:
             pass  # the watcher went away, as every watcher does some day; there is nobody to tell
         finally:
+            self._watches.discard(watch)
             await lines.aclose()
         return response
 

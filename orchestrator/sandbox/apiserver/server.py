@@ -130,6 +130,7 @@ class ApiServer:
             ready.set()
             await asyncio.Event().wait()
         finally:
+            self._handlers.end_watches()
             await runner.cleanup()
 
     def _install(self) -> None:

@@ -40,7 +40,12 @@ class Watch:
         self._every_s = bookmark_every_s
         self._bookmarks = call.info.flag("allowWatchBookmarks")
         self._rv = store.rv
-        self._overrun = False
+        self._over = False
+
+    def end(self) -> None:
+        """End the stream now, as if its time were over: what a server does that shuts down."""
+        self._over = True
+        self._arrived.set()
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
         """Yield encoded events until the watch's time is over."""
@@ -69,7 +74,7 @@ class Watch:
 
     def _take(self, change: Change) -> None:
         if len(self._pending) >= _MAX_BEHIND:
-            self._overrun = True
+            self._over = True
         else:
             self._pending.append(change)
         self._arrived.set()
@@ -93,7 +98,7 @@ class Watch:
 
     async def _live(self, deadline: float) -> AsyncIterator[bytes]:
         mark = self._next_mark(time.monotonic(), deadline)
-        while (now := time.monotonic()) < deadline and not self._overrun:
+        while (now := time.monotonic()) < deadline and not self._over:
             self._arrived.clear()
             batch: list[bytes] = []
             while self._pending:

@@ -18,8 +18,8 @@ from orchestrator.sandbox.apiserver.server import ApiServer
 class Client:
     """Speaks JSON to one server as its admin."""
 
-    def __init__(self, server: ApiServer, session: aiohttp.ClientSession) -> None:
-        self.server, self.session = server, session
+    def __init__(self, server: ApiServer, session: aiohttp.ClientSession, running: asyncio.Task[None]) -> None:
+        self.server, self.session, self.running = server, session, running
 
     async def call(self, method: str, path: str, body: Any = None, **query: str) -> tuple[int, Any]:
         url = self.server.url + path
@@ -45,7 +45,7 @@ async def serving(directory: Path, **options: Any) -> AsyncIterator[Client]:
         token = server.token_for("admin", ["system:masters"])
         connector = aiohttp.TCPConnector(ssl=context)
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}, connector=connector) as session:
-            yield Client(server, session)
+            yield Client(server, session, task)
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -101,6 +101,14 @@ def test_the_program_ends_clean_on_a_signal(tmp_path: Path) -> None:
     assert (tmp_path / "kubeconfig").stat().st_mode & 0o077 == 0
 
 
+async def test_a_watch_ends_with_the_server_and_is_not_cut_off(tmp_path: Path) -> None:
+    async with serving(tmp_path) as client:
+        watch = {"watch": "true", "resourceVersion": str(client.server.store.rv)}
+        async with client.session.get(client.server.url + MAPS, params=watch) as response:
+            client.running.cancel()
+            assert await response.read() == b"", "what is cut off raises"
+
+
 async def test_revisions_go_up_even_if_only_removals_came_last(tmp_path: Path) -> None:
     async with serving(tmp_path) as client:
         store = client.server.store
