@@ -7,6 +7,7 @@ that maintenance can't take the base away unseen. A plan that is stored counts o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import datetime
 from typing import Any
@@ -67,16 +68,16 @@ async def plan_copy(work: Work, seen: RecoveryPointSeen, memory: ladder.Memory) 
         known = {} if earlier is None else {earlier.ref: earlier.manifest.root}
         intent = await put_intent(vault, intent, roots={**others, **known})
         base = await _base(vault, plan.base, earlier) if plan.base is not None else None
-    record, chunks = plan.record, plan.chunks()
+    record, planned = plan.record, await asyncio.to_thread(lambda: plan.chunks().total_bytes)
     await work.write(
-        phase=PointPhase.WAITING if chunks else PointPhase.PLANNING,
+        phase=PointPhase.WAITING if planned else PointPhase.PLANNING,
         intent=intent.id,
         planned_time=work.context.clock.now(),
         mode=record.actual_mode,
         fallback_reason=(record.reason or "") if record.actual_mode != work.status.requested_mode else "",
         reason=record.reason or "",
         message=record.message or "",
-        changed=format_size(chunks.total_bytes),
+        changed=format_size(planned),
         base=base,
         **_chunk_size_told(work, record.chunk_size),
     )
