@@ -207,12 +207,6 @@ async def existing_point(vault: Vault, key: str) -> PointRef | None:
     return ref
 
 
-async def committed(vault: Vault, intent_id: str) -> PointRef | None:
-    """Return the intent's committed point, None when it isn't committed; PointCancelled, ObjectMissing (no intent)."""
-    intent = await open_intent(vault, intent_id)
-    return await existing_point(vault, intent.manifest_key)
-
-
 async def cancel(vault: Vault, key: str, intent_id: str, *, why: str, clock: Clock | None = None) -> bool:
     """Make sure that nobody commits at `key` any more; False when a manifest was there first."""
     record = Cancelled(intent_id=intent_id, why=why, at=(clock or SystemClock()).now())

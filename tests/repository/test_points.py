@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import LeaseStale
 from orchestrator.fence import OpenFence
+from orchestrator.repository.ending import outcome
 from orchestrator.repository.errors import (
     BaseGone,
     Damaged,
@@ -30,7 +31,7 @@ from orchestrator.repository.manifest import (
     open_manifest,
 )
 from orchestrator.repository.plan import open_plan, shard_range
-from orchestrator.repository.point import commit, committed, remove
+from orchestrator.repository.point import cancel, commit, remove
 from orchestrator.repository.salvage import salvage
 from orchestrator.repository.store import CountingStore
 from orchestrator.repository.vault import Vault
@@ -130,11 +131,31 @@ async def test_several_shards_make_one_point_and_none_may_be_missing(vault: Vaul
     with pytest.raises(ShardsMissing) as caught:
         await commit(vault, intent_id)
     assert caught.value.missing == (1,)
-    assert await committed(vault, intent_id) is None
+    assert await outcome(vault, intent_id) is None
     await copy_shard(vault, intent_id, plan, 1, volume)
     ref = await commit(vault, intent_id)
     assert await restore(vault, ref) == volume
-    assert await commit(vault, intent_id) == ref == await committed(vault, intent_id)
+    assert await commit(vault, intent_id) == ref == await outcome(vault, intent_id)
+
+
+@pytest.mark.parametrize("left", ["intent", "damaged intent", "nothing"])
+async def test_what_became_of_an_intent_is_known_also_when_it_is_gone(vault: Vault, left: str) -> None:
+    # given two intents, one committed and one ended
+    volume = _volume(3)
+    ref = await copy(vault, made := await _intent(vault, volume), volume)
+    over = await _intent(vault, volume, sequence=2)
+    assert await outcome(vault, over) is None
+    assert await cancel(vault, (await open_intent(vault, over)).manifest_key, over, why="test")
+    # when nothing or little is left of them
+    for intent_id in (made, over):
+        if left != "intent":
+            await vault.store.delete(vault.names.intent(intent_id))
+        if left == "damaged intent":
+            await vault.store.put_new(vault.names.intent(intent_id), b"TIDEMARK nonsense")
+    # then their ends are known all the same
+    assert await outcome(vault, made) == ref
+    with pytest.raises(PointCancelled):
+        await outcome(vault, over)
 
 
 async def test_two_writers_of_one_point_in_any_interleaving_make_one_good_manifest(vault: Vault) -> None:
@@ -224,7 +245,7 @@ async def test_a_removed_point_is_gone_for_good(vault: Vault) -> None:
     await remove(vault, ref, OpenFence())
     with pytest.raises(PointCancelled):
         await open_manifest(vault, ref.key)
-    for call in (commit, committed):
+    for call in (commit, outcome):
         with pytest.raises(PointCancelled):
             await call(vault, intent_id)
     with pytest.raises(PointCancelled):

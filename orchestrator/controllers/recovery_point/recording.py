@@ -16,16 +16,13 @@ from orchestrator.controllers.recovery_point import ladder
 from orchestrator.controllers.recovery_point.work import Work
 from orchestrator.errors import TidemarkError
 from orchestrator.repository.chunkmap import MapReader
-from orchestrator.repository.errors import (
-    ManifestMissing,
-    ObjectMissing,
-    PointCancelled,
-)
+from orchestrator.repository.ending import outcome
+from orchestrator.repository.errors import ManifestMissing, PointCancelled
 from orchestrator.repository.intent import Intent, open_intent
 from orchestrator.repository.manifest import Manifest, PointRef, PointStats, open_manifest
 from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.plan import Plan, open_plan
-from orchestrator.repository.point import cancel, commit_planned, committed
+from orchestrator.repository.point import cancel, commit_planned, existing_point
 from orchestrator.repository.shard import Shard, open_shard, put_shard
 from orchestrator.repository.vault import Vault
 
@@ -33,10 +30,7 @@ from orchestrator.repository.vault import Vault
 async def is_committed(work: Work) -> bool:
     """Return whether the point's manifest is in the repository; an ended point raises PointCancelled."""
     async with work.vault() as (_, vault):
-        try:
-            return await committed(vault, work.status.intent) is not None
-        except ObjectMissing:
-            return False  # no plan or intent: nothing can have been committed
+        return await outcome(vault, work.status.intent) is not None
 
 
 async def commit_point(work: Work) -> None:
@@ -65,7 +59,7 @@ async def _put_empty_shard(vault: Vault, intent: Intent, plan: Plan) -> Shard:
 async def record_point(work: Work) -> None:
     """Write down what the manifest says."""
     async with work.vault() as (_, vault):
-        ref = await committed(vault, work.status.intent)
+        ref = await outcome(vault, work.status.intent)
     if ref is None:
         raise ManifestMissing(work.status.intent)
     await _record(work, ref)
@@ -186,7 +180,7 @@ async def _close_name(work: Work, why: str) -> PointRef | None:
         async with work.vault() as (_, vault):
             key = (await open_intent(vault, work.status.intent)).manifest_key
             if not await cancel(vault, key, work.status.intent, why=why[:200], clock=work.context.clock):
-                return await committed(vault, work.status.intent)
+                return await existing_point(vault, key)
     except PointCancelled:
         return None
     except TidemarkError as error:
