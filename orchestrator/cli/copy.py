@@ -1,9 +1,12 @@
-"""Back up a file or block device of this machine into a repository, without a cluster."""
+"""Back up a file or block device of this machine into a repository, without a cluster.
+
+What it needs is imported where the line was understood: its start is a good part of a small increment.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.parts.errors import FileRefused
-from orchestrator.cli.parts.opening import repository
-from orchestrator.cli.parts.output import peak_memory, progress_bar, size, write_json
+from orchestrator.sparing import asyncio_without_tls, lean_msgspec
 
 CHUNK_SIZES = {"64K": 64 << 10, "256K": 256 << 10, "1M": 1 << 20}
 EXAMPLES = """The first time:
@@ -34,7 +35,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         description="Back up PATH: what is allocated, or, with --base and --extents, what changed. "
         "Prints the new point's id.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_layout,
     )
     add = rules.add_argument
     add("path", metavar="PATH", type=Path, help="the file or block device to back up")
@@ -53,6 +54,15 @@ def parser(program: str) -> argparse.ArgumentParser:
     return rules
 
 
+def _layout(prog: str) -> argparse.HelpFormatter:
+    """Lay help out as wide as the terminal. argparse asks `shutil` for that at every option, which loads archivers."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    except (OSError, ValueError):
+        columns = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=(columns or 80) - 2)
+
+
 def _at_least_one(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -67,6 +77,13 @@ def main(arguments: Sequence[str], program: str) -> None:
     if given.extents is not None and given.base is None:
         # Whichever point was newest may not be the one that the list counts from: what it leaves out would be wrong.
         rules.error("--extents needs --base POINT: which point are these the changes since?")
+    lean_msgspec()
+    if given.repository.startswith("file:"):  # with object lock in S3 a client of asyncio's comes in
+        asyncio_without_tls()
+    import asyncio
+
+    from orchestrator.cli.parts.output import size, write_json
+
     figures = asyncio.run(_copy(given))
     if given.json is not None:
         write_json(given.json, figures)
@@ -89,6 +106,8 @@ async def _copy(given: argparse.Namespace) -> dict[str, Any]:
     from orchestrator.blocks.backup import CopyOptions
     from orchestrator.blocks.offline import NAMESPACE, as_json, make_point
     from orchestrator.blocks.tally import Tallies
+    from orchestrator.cli.parts.opening import repository
+    from orchestrator.cli.parts.output import peak_memory, progress_bar
 
     tallies = Tallies()
     with extents_lines(given.extents) as lines:
@@ -128,6 +147,8 @@ def extents_lines(extents: Path | None) -> Iterator[Iterable[str] | None]:
         try:
             file = extents.open(encoding="utf-8", errors="replace")
         except OSError as error:
+            from orchestrator.cli.parts.errors import FileRefused
+
             raise FileRefused(f"can't read {extents}: {error.strerror}") from error
         with file:
             yield file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -25,22 +26,19 @@ KEY_BYTES = 32
 LINE_LIMIT = 16384
 """Characters of one line; a longer one is cut, after redaction."""
 
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL),
-        STRUCK,
-    ),
+_PATTERNS = (
+    (r"(?s)-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", STRUCK),
     (JWT, STRUCK),
-    (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=:-]{6,}"), rf"\1 {STRUCK}"),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), STRUCK),
+    (r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=:-]{6,}", rf"\1 {STRUCK}"),
+    (r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b", STRUCK),
     (
-        re.compile(r"(?i)([?&](?:sig|x-amz-signature|x-amz-credential|x-amz-security-token|token)=)[^&\s\"'\\]+"),
+        r"(?i)([?&](?:sig|x-amz-signature|x-amz-credential|x-amz-security-token|token)=)[^&\s\"'\\]+",
         rf"\1{STRUCK}",
     ),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s:@\"']*:[^/\s@\"']+@"), rf"\1{STRUCK}@"),
+    (r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s:@\"']*:[^/\s@\"']+@", rf"\1{STRUCK}@"),
     (
         # Quotes may be escaped: a JSON text inside a JSON line.
-        re.compile(
+        (
             r"(?i)([\w.-]*(?:secret_?(?:access_?)?key|access_?key(?:_?id)?|account_?key|master[._]?key|private_?key"
             r"|password|passwd|passphrase|client_?secret|security_?token|session_?token|sas_?token|api_?key"
             r"|authorization|credentials?|token)(?:\\*[\"'])?\s*[:=]\s*)"
@@ -49,9 +47,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         rf"\1{STRUCK}",
     ),
 )
+"""What looks like a secret. Compiled for the first line that is logged: a mover says little, and is to start fast."""
 
 _values: set[str] = set()
-_values_lock = threading.Lock()
+_values_lock = threading.RLock()  # what the garbage collector ends may log, in the midst of making the pattern
 _values_pattern: re.Pattern[str] | None = None
 
 
@@ -71,11 +70,10 @@ def redact(value: str | bytes) -> None:
         if forms <= _values:
             return
         _values.update(forms)
-        # The longest first: a secret that contains another must not leave its tail behind.
-        _values_pattern = re.compile("|".join(re.escape(v) for v in sorted(_values, key=len, reverse=True)))
+        _values_pattern = None  # made again when a line is struck: each of a mover's keys comes in many forms
 
 
-PUBLIC_OPTION = re.compile(
+PUBLIC_OPTION = (
     r"(?i)region|endpoint|bucket|container|proxy_url|timeout|url_style|virtual_hosted|allow_|skip_|conditional_put"
     r"|account_name|use_emulator|checksum"
 )
@@ -85,7 +83,7 @@ PUBLIC_OPTION = re.compile(
 def redact_options(options: Mapping[str, str]) -> None:
     """Have the values of store options struck, but for those that are no secret by their name."""
     for name, value in options.items():
-        if not PUBLIC_OPTION.search(name):
+        if not re.search(PUBLIC_OPTION, name):
             redact(value)
 
 
@@ -112,12 +110,25 @@ def redact_key(key: str | bytes) -> None:
 
 def strike(text: str) -> str:
     """Return `text` without what looks like, or is registered as, a secret."""
-    pattern = _values_pattern
-    if pattern is not None:
-        text = pattern.sub(STRUCK, text)
-    for form, replacement in _PATTERNS:
+    if _values:
+        text = (_values_pattern or _pattern_of_values()).sub(STRUCK, text)
+    for form, replacement in _forms():
         text = form.sub(replacement, text)
     return text
+
+
+def _pattern_of_values() -> re.Pattern[str]:
+    global _values_pattern
+    with _values_lock:
+        # The longest first: a secret that contains another must not leave its tail behind.
+        made = re.compile("|".join(re.escape(value) for value in sorted(_values, key=len, reverse=True)))
+        _values_pattern = made
+    return made
+
+
+@functools.cache
+def _forms() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(form), replacement) for form, replacement in _PATTERNS)
 
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -40,6 +39,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write a value as JSON to FILE, or to stdout when FILE is `-`."""
+    import json  # not at the top: most runs print for a person, and are to start fast
+
     text = json.dumps(value, indent=2, default=str) + "\n"
     if str(file) == "-":
         sys.stdout.write(text)
