@@ -79,12 +79,14 @@ class Sweeper:
         grace_s: float = GRACE_S,
         every_s: float = SWEEP_S,
         deleted_grace_s: float = DELETED_GRACE_S,
+        step_s: float = STEP_S,
     ) -> None:
         """Take what `app` made."""
         self.context = context
         self._grace_s = grace_s
         self._every_s = every_s
         self._deleted_grace_s = deleted_grace_s
+        self._step_s = step_s
         self._gone: dict[str, float] = {}
         """Points whose records were seen to go, and when they are due. A hint: the next full sweep needs none."""
         self._told = asyncio.Event()
@@ -251,7 +253,7 @@ class Sweeper:
             if done:
                 log.info("swept what was left of %s", uid)
                 return True
-            await asyncio.sleep(STEP_S)
+            await asyncio.sleep(self._step_s)
         return False
 
     async def _sweep_volumes(self) -> None:

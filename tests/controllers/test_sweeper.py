@@ -34,10 +34,21 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed
         yield made
 
 
-async def sweep(cluster: Bed, grace_s: float = -5.0) -> list[str]:
-    """Sweep until nothing more goes. Creation times are whole seconds, hence a grace below nothing."""
+async def sweep(cluster: Bed, *until: str, grace_s: float = -5.0) -> list[str]:
+    """Sweep, and again until all of these went, as one sweep's few steps may be too few; return all that went.
+
+    Creation times are whole seconds, hence a grace below nothing.
+    """
+    went: set[str] = set()
     async with cluster.context() as context:
-        return await Sweeper(context, grace_s=grace_s).sweep()
+        sweeper = Sweeper(context, grace_s=grace_s, step_s=0.1)
+
+        async def over() -> bool:
+            went.update(await sweeper.sweep())
+            return went.issuperset(until)
+
+        await cluster.eventually(over, f"{until} swept")
+    return sorted(went)
 
 
 async def forget(cluster: Bed, point: RecoveryPoint) -> None:
@@ -47,23 +58,26 @@ async def forget(cluster: Bed, point: RecoveryPoint) -> None:
 
 
 async def test_what_a_lost_record_leaves_goes_and_work_in_flight_stays(cluster: Bed) -> None:
-    options = VolumeOptions(bandwidth_limit="4Mi")
-    points = []
-    for name in ("lost", "busy"):
-        claim = await cluster.volume(name, "4Mi")
+    claims = {name: await cluster.volume(name, "4Mi") for name in ("lost", "busy")}
+    for name in claims:
         await cluster.write(name, bytes(range(256)) * 4096 * 4)
-        points.append(await cluster.point(claim, options=options))
-    lost, busy = points
+
+    async def started(name: str, bandwidth_limit: str) -> RecoveryPoint:
+        made = await cluster.point(claims[name], options=VolumeOptions(bandwidth_limit=bandwidth_limit))
+
+        async def copies() -> bool:
+            status = (await cluster.client.get(RecoveryPoint, made.name, TENANT)).status
+            return status.phase is PointPhase.COPYING and status.attempts == 1
+
+        await cluster.eventually(copies, f"the mover of {name} started")
+        return made
+
     async with cluster.controller():
-
-        async def started() -> bool:
-            found = [await cluster.client.get(RecoveryPoint, p.name, TENANT) for p in points]
-            return all(p.status.phase is PointPhase.COPYING and p.status.attempts == 1 for p in found)
-
-        await cluster.eventually(started, "both movers started")
+        # The first would take a minute, so that it can't be done before the second one starts, however late that is.
+        lost, busy = await started("lost", "64Ki"), await started("busy", "1Mi")
     await forget(cluster, lost)
     young = await sweep(cluster, grace_s=3600)
-    swept = await sweep(cluster)
+    swept = await sweep(cluster, lost.uid)
     assert young == []
     assert swept == [lost.uid]
     await cluster.nothing_is_left_of(lost, snapshot=False)
@@ -79,7 +93,7 @@ async def test_a_deleted_record_takes_its_snapshot_along_and_never_its_data(clus
         gone, kept = [await cluster.completed(claim) for claim in claims]
     assert gone.status.manifest is not None
     await cluster.client.delete(RecoveryPoint, gone.name, TENANT, uid=gone.uid)
-    assert await sweep(cluster) == [gone.uid]
+    assert await sweep(cluster, gone.uid) == [gone.uid]
     await cluster.nothing_is_left_of(gone, snapshot=False)
     await cluster.nothing_is_left_of(kept, snapshot=True)
     assert await asyncio.to_thread((cluster.directory / "repository" / gone.status.manifest.key).exists)
@@ -109,7 +123,7 @@ async def test_a_copy_of_our_snapshot_that_somebody_made_is_theirs_and_does_not_
             await person.create_raw(VolumeSnapshot.RESOURCE, manifest, VolumeSnapshot)
     await cluster.client.delete(RecoveryPoint, point.name, TENANT, uid=point.uid)
 
-    await sweep(cluster)
+    await sweep(cluster, point.uid)
 
     await cluster.nothing_is_left_of(point, snapshot=False)
     assert {f"tidemark-{point.uid}", f"tidemark-{stranger}"} <= set(await cluster.of(VolumeSnapshot, home))
@@ -126,7 +140,7 @@ async def test_the_last_copy_of_a_namespace_that_is_gone_is_left_to_people(clust
     assert only.uid not in await sweep(cluster)
     back = {"metadata": {"annotations": {"tidemark.dev/point": f"{TENANT}/{only.name}"}}}
     await cluster.client.merge_patch(VolumeSnapshotContent, content.name, "", back)
-    assert only.uid in await sweep(cluster)
+    assert only.uid in await sweep(cluster, only.uid)
     assert content.name not in await cluster.of(VolumeSnapshotContent)
     assert only.status.snapshot_name not in await cluster.of(VolumeSnapshot, TENANT)
 
