@@ -6,8 +6,7 @@ Written once by the controller, read by every mover of the point: the inputs of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import msgspec
 
@@ -18,10 +17,6 @@ from orchestrator.repository.layout import LEAF_CHUNKS, MAX_VOLUME, Kind
 from orchestrator.repository.manifest import Mode, PointRecord, PointRef
 from orchestrator.repository.record import open_record, seal_record
 from orchestrator.repository.vault import Vault
-
-T = TypeVar("T")
-LARGE = 1 << 20
-"""Bytes of a plan, a few milliseconds of work: 2 TiB at 256 KiB. A volume of 16 TiB at 64 KiB has 32 MiB of bits."""
 
 
 class VolumeTooLarge(Terminal):
@@ -76,12 +71,12 @@ async def put_plan(vault: Vault, intent_id: str, plan: Plan) -> Plan:
         record=plan.record, base=plan.base, compare=plan.compare, mode=plan.mode, shards=plan.shards
     )
 
-    def sealed() -> bytes:
+    def sealed() -> bytes:  # beside the event loop: a volume of 16 TiB in chunks of 64 KiB has 32 MiB of bits
         plan.chunks()
         return seal_record(vault, Kind.PLAN, name, document, plan.bits)
 
     try:
-        await vault.store.put_new(name, await _aside(len(plan.bits), sealed))
+        await vault.store.put_new(name, await asyncio.to_thread(sealed))
     except ObjectConflict:
         return await open_plan(vault, intent_id)
     return plan
@@ -108,9 +103,4 @@ async def open_plan(vault: Vault, intent_id: str) -> Plan:
             raise Damaged(name, "its bits don't fit its volume") from error
         return plan
 
-    return await _aside(len(stored), opened)
-
-
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    """Do what goes over so many bytes; in a thread where it would hold up the event loop."""
-    return work() if size < LARGE else await asyncio.to_thread(work)
+    return await asyncio.to_thread(opened)

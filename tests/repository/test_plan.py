@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.extents import ChunkSet
 from orchestrator.repository import plan as plans
-from orchestrator.repository.plan import Plan, open_plan, put_plan
+from orchestrator.repository.plan import open_plan, put_plan
 from tests.blocks.volumes import CHUNK, KIB, Volume, announce, vault_at
 
 TERABYTE = 1 << 40
