@@ -28,7 +28,10 @@ class Arguments(msgspec.Struct, frozen=True):
 def parse(arguments: Sequence[str]) -> Arguments:
     """Parse the command line; wrong usage leaves by SystemExit(2) with a line on stderr."""
     parser = argparse.ArgumentParser(
-        prog="tidemark mover", description="Copy blocks between a volume and the repository (what a Job's pod runs)."
+        prog="tidemark mover",
+        description="Copy blocks between a volume and the repository (what a Job's pod runs).",
+        # Of a fixed width: else argparse asks `shutil` at every option, which loads archivers.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     parser.add_argument("task", choices=get_args(Task))
     parser.add_argument("--point", required=True, help="uid of the RecoveryPoint or Restore; the namespace's id else")

@@ -1,12 +1,12 @@
 """Start a mover: read what it is told, run its task, say how it ended.
 
 The exit code says whether another pod may do better (75), can't (65), or needn't (0). SIGTERM stops the work in bounded
-time; what is stored by then is found again by the next pod.
+time; what is stored by then is found again by the next pod. What the loop needs is imported once the configuration
+says what the work is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +19,7 @@ from orchestrator.mover.arguments import Arguments, parse, read_config
 from orchestrator.mover.report import Reporter, log, write_outcome
 from orchestrator.observe.log import redact, redact_key, redact_options, setup
 from orchestrator.repository.keys import NamespaceKeys
+from orchestrator.sparing import asyncio_without_tls
 
 STOPPED = MoverOutcome(ok=False, reason="Interrupted", message="told to stop", retryable=True)
 Run = Callable[[MoverConfig, Arguments, Reporter], Awaitable[MoverOutcome]]
@@ -43,6 +44,10 @@ def main(argv: Sequence[str]) -> int:
         reporter.tell(Progress(stage="starting"))
         config = read_config(arguments)
         strike_secrets(config)
+        if not config.lock_retention_s:  # the client that sets locks is asyncio's; all else goes through Rust
+            asyncio_without_tls()
+        import asyncio
+
         outcome = asyncio.run(_run(config, arguments, reporter))
     except TidemarkError as error:
         outcome = failed(error)
@@ -91,6 +96,8 @@ def task_of(arguments: Arguments) -> Run:
 
 
 async def _run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> MoverOutcome:
+    import asyncio
+
     run = task_of(arguments)
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(run(config, arguments, reporter))

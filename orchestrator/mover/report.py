@@ -6,7 +6,6 @@ termination message, at most 1 KiB. Log: JSON lines on stderr, by observe/log. N
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import sys
@@ -47,6 +46,8 @@ class Reporter:
 
     async def run(self) -> None:
         """Print a line every interval until cancelled."""
+        import asyncio  # once the mover has chosen with what of it it runs
+
         while True:
             await asyncio.sleep(self._interval_s)
             self.tell()
