@@ -64,7 +64,10 @@ def _layout(prog: str) -> argparse.HelpFormatter:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
@@ -74,6 +77,10 @@ def main(arguments: Sequence[str], program: str) -> None:
     """Back up one file or device."""
     rules = parser(program)
     given = rules.parse_args(list(arguments))
+    if given.json is not None:
+        from orchestrator.cli.parts.beforehand import check_writable
+
+        check_writable(given.json)
     if given.extents is not None and given.base is None:
         # Whichever point was newest may not be the one that the list counts from: what it leaves out would be wrong.
         rules.error("--extents needs --base POINT: which point are these the changes since?")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts.beforehand import check_writable
 from orchestrator.cli.parts.names import printable
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
 from orchestrator.cli.parts.output import size, write_json
@@ -49,6 +50,7 @@ def maintenance(
     """
     if end_intent and namespace is None:
         raise typer.BadParameter("it needs --namespace", param_hint="--end-intent")
+    check_writable(json_file)
     ages = timedelta(seconds=grace), timedelta(seconds=intent_age)
     rows, blocked = asyncio.run(
         _run(url, key_file, options, namespace, ages, tuple(end_intent or ()), dry_run, compact)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.parts import cluster_restore as inside
+from orchestrator.cli.parts.beforehand import check_writable
 from orchestrator.cli.parts.cluster import KubeConfig, KubeContext, check_output
 from orchestrator.cli.parts.offline import StoreOptions, repository
 from orchestrator.cli.parts.output import progress_bar, size, table, write_json
@@ -122,6 +123,7 @@ def restore(
         return
     if point is None or to is None:
         raise typer.BadParameter("give --list, or --point ID and --to FILE", param_hint="--point")
+    check_writable(json_file)
     wanted = _Wanted(point, to, overwrite, known_zero, check, sha256, expect, writers, limit, iops_limit)
     figures = asyncio.run(_restore(url, key_file, options, namespace, wanted))
     if json_file is not None or output == "json":

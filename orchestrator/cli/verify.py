@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts.beforehand import check_writable
 from orchestrator.cli.parts.errors import DamageFound
 from orchestrator.cli.parts.names import printable
 from orchestrator.cli.parts.offline import KeyFile, RepositoryUrl, StoreOptions, repository
@@ -39,21 +40,23 @@ def verify(
 ) -> None:
     """Check a repository: its structure, a sample of its chunks, or every byte. Ends 65 when anything is damaged."""
     if expect is not None and point is None:
-        raise typer.BadParameter("--expect needs --point", param_hint="--expect")
+        raise typer.BadParameter("it needs --point", param_hint="--expect")
+    check_writable(json_file)
     depth: Any = "full" if full or sample >= 1 else sample or "quick"
     reports = asyncio.run(_verify(url, key_file, options, namespace, point, expect, depth, record, limit))
     if json_file is not None:
         write_json(json_file, reports)
+    spoken = str(json_file) != "-"
     findings = [finding for report in reports for finding in report["findings"]]
-    for finding in findings:
+    for finding in findings if spoken else []:
         hurts = ", ".join(finding["points"]) or "no point"
         print(printable(f"{finding['key']}: {finding['what']}; hurts {hurts}"))
-    for report in reports:
+    for report in reports if spoken else []:
         for hurt in report["hurt"]:
             print(printable(_sentence(report["namespace"], hurt)))
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
-    if str(json_file) != "-":
+    if spoken:
         counted = ("points", "pages", "chunks", "bytesRead", "seconds")
         points, pages, chunks, read, seconds = (sum(report[name] for report in reports) for name in counted)
         print(f"Sound: {points} points, {pages} map pages, {chunks} chunks, {size(read)} read in {seconds:.2f} s.")

@@ -217,7 +217,7 @@ class CloudStore:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._put_new(key, data, Tries(self._patience))
         except TimeoutError as error:
-            raise StoreUnavailable(self.url, f"put failed ({_describe(error)})") from None
+            raise StoreUnavailable(self.url, f"put failed ({describe(error)})") from None
 
     async def _put_new(self, key: str, data: Bytes, tries: Tries) -> None:
         while True:
@@ -372,7 +372,7 @@ class CloudStore:
                         self._pace.answered(began)
                         return answer
         except TimeoutError as error:
-            raise StoreUnavailable(self.url, f"{verb} failed ({_describe(error)})") from None
+            raise StoreUnavailable(self.url, f"{verb} failed ({describe(error)})") from None
 
     def _failure(self, verb: str, error: BaseException, verdict: Verdict, key: str | None) -> TidemarkError:
         match verdict:
@@ -383,7 +383,7 @@ class CloudStore:
             case Verdict.DENIED:
                 return AccessDenied(self.url, verb)
             case _:
-                return StoreUnavailable(self.url, f"{verb} failed ({_describe(error)})")
+                return StoreUnavailable(self.url, f"{verb} failed ({describe(error)})")
 
 
 async def _next(pages: Any) -> Any:
@@ -393,8 +393,19 @@ async def _next(pages: Any) -> Any:
         return None
 
 
-def _describe(error: BaseException) -> str:
-    """Name an error by class and HTTP status: its text may hold a signed URL."""
-    status = status_of(str(error))
+CAUSES = {
+    "ConnectionRefused": "connection refused",
+    "dns error": "the host's name isn't known",
+    "invalid peer certificate": "its certificate isn't trusted",
+}
+"""What the library's text says somewhere in its depths, and what it means."""
+
+
+def describe(error: BaseException) -> str:
+    """Name an error by its cause or class, and HTTP status: its own text may hold a signed URL."""
+    text = str(error)
+    status = status_of(text)
     name = "an answer that can't be true" if isinstance(error, Mangled) else type(error).__name__
-    return f"{name}, HTTP {status}" if status else name
+    if status:
+        return f"{name}, HTTP {status}"
+    return next((cause for words, cause in CAUSES.items() if words in text), name)

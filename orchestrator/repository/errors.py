@@ -176,6 +176,15 @@ class Damaged(Terminal):
         super().__init__(f"Object {key} is damaged: {what}")
 
 
+class NotAsKept(Damaged):
+    """A manifest opens or not, but it isn't the one whose digest was kept outside the repository."""
+
+    remedy: ClassVar[str] = (
+        "Look whether the digest is of this very point (64 hex digits). If it is, the repository was turned back or "
+        "altered: compare it with a copy elsewhere."
+    )
+
+
 class KeysDamaged(Damaged):
     """An object without which a namespace, or everything, stays closed is gone or altered."""
 
@@ -200,11 +209,11 @@ class PointCancelled(Terminal):
     """This point was ended before it was committed, or removed after; it can't come back."""
 
     reason: ClassVar[str] = "PointCancelled"
-    remedy: ClassVar[str] = "Make a new recovery point."
+    remedy: ClassVar[str] = "Choose another recovery point, or make a new one."
 
     def __init__(self, key: str) -> None:
         self.key = key
-        super().__init__(f"Recovery point {key} was cancelled in the repository")
+        super().__init__(f"Recovery point {key} was removed, or ended before it was committed")
 
 
 class BaseGone(Terminal):

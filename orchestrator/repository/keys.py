@@ -57,6 +57,8 @@ class MasterKey:
         """Read a key file; KeyMalformed also when it can't be read."""
         try:
             return cls.from_bytes(Path(path).read_bytes())
+        except KeyMalformed:
+            raise KeyMalformed(f"{path} holds neither 32 bytes, nor 64 hex digits, nor base64 of 32 bytes") from None
         except OSError as error:
             raise KeyMalformed(f"The key file {path} can't be read: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.repository.crypto import digest as digest_of
-from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissing, PointCancelled
+from orchestrator.repository.errors import Damaged, ManifestMissing, NotAsKept, ObjectMissing, PointCancelled
 from orchestrator.repository.keys import NamespaceIdentity
 from orchestrator.repository.layout import CHUNK_SIZES, MAX_VOLUME, Kind
 from orchestrator.repository.record import kind_of, open_record
@@ -177,7 +177,7 @@ async def open_manifest(vault: Vault, key: str, *, digest: str | None = None) ->
         open_record(vault, Kind.CANCELLED, key, data, Cancelled)
         raise PointCancelled(key)
     if digest is not None and seen != digest:
-        raise Damaged(key, "its digest isn't the one expected")
+        raise NotAsKept(key, "its digest isn't the one expected")
     manifest, _ = open_record(vault, Kind.MANIFEST, key, data, Manifest)
     check_root(key, manifest.root)
     return manifest, PointRef(key, seen)

@@ -255,7 +255,7 @@ def test_another_key_and_a_foreign_directory_are_refused_and_nothing_is_written(
     for url, key, said in [
         (f"file://{tmp_path / 'repository'}", other, "key does not open"),
         (f"file://{foreign}", person.key, "not a Tidemark repository"),
-        (f"file://{tmp_path / 'repository'}", volume.path, "neither 32 bytes"),
+        (f"file://{tmp_path / 'repository'}", volume.path, f"{volume.path} holds neither 32 bytes"),
         ("ftp://host/x", person.key, "scheme"),
     ]:
         code, _, err = person.types(
@@ -332,6 +332,42 @@ def test_verify_proves_a_sound_repository_and_names_the_points_that_damage_hurts
     assert second["point"] in out
     assert first["point"] not in out
     assert "damaged" in err
+    # and for a program stdout holds the findings and nothing else
+    code, out, _ = person.types("verify", "--full", "--json", "-")
+    assert code == 65
+    assert len(json.loads(out)[0]["findings"]) == 1
+    # and the point goes by either name that was printed
+    hurt = second["manifest"].rpartition("/")[2]
+    assert f"Hurt: point {hurt} " in person.types("verify")[1]
+    assert person.types("prune", "--yes", "--point", hurt)[0] == 0
+    assert person.types("verify", "--full")[0] == 0
+    # and once more it is told that it is gone, with a remedy that makes sense
+    code, _, err = person.types("prune", "--yes", "--point", second["manifest"])
+    assert code == 65
+    assert "was removed" in err
+    assert "Choose another recovery point" in err
+
+
+def test_figures_that_can_not_be_written_are_refused_before_anything_is_done(
+    tmp_path: Path, person: Person, volume: Volume
+) -> None:
+    # given a repository with a point
+    made = person.copies(volume.path, "--create")
+    before = sorted(path for path in (tmp_path / "repository").rglob("*") if path.is_file())
+    for file in (tmp_path / "nowhere" / "figures.json", tmp_path):
+        for command in (
+            ("copy", str(volume.path)),
+            ("restore", "--point", made["point"], "--to", str(tmp_path / "back")),
+            ("verify",),
+            ("maintenance",),
+        ):
+            # when a command is to write its figures where it can't
+            code, _, err = person.types(*command, "--json", str(file))
+            # then that is said, and nothing was made that a script would take for failed
+            assert code == 65, command
+            assert f"can't write {file}" in err
+    assert not (tmp_path / "back").exists()
+    assert sorted(path for path in (tmp_path / "repository").rglob("*") if path.is_file()) == before
 
 
 def test_a_rolled_back_point_is_found_by_the_digest_kept_elsewhere(person: Person, volume: Volume) -> None:
@@ -339,6 +375,9 @@ def test_a_rolled_back_point_is_found_by_the_digest_kept_elsewhere(person: Perso
     expect = ["verify", "--point", made["point"], "--expect"]
     assert person.types(*expect, made["digest"])[0] == 0
     assert person.types(*expect, "00" * 32)[0] == 65
+    code, _, err = person.types("restore", "--point", made["point"], "--to", "x", "--expect", "00" * 32)
+    assert code == 65
+    assert "turned back" in err
 
 
 def test_maintenance_sweeps_what_was_pruned_and_says_what_it_did(person: Person, volume: Volume) -> None:

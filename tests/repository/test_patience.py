@@ -11,6 +11,7 @@ from obstore import exceptions as failures
 
 from orchestrator.errors import Retryable
 from orchestrator.repository import patience
+from orchestrator.repository.cloud import describe
 from orchestrator.repository.errors import StoreMissing, StoreOptionUnknown, StoreUnavailable
 from orchestrator.repository.patience import Pace, Patience, Tries, Verdict, judge
 from orchestrator.repository.store import Store, open_store
@@ -156,6 +157,20 @@ async def test_waits_grow_and_no_two_are_alike(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_an_error_of_the_library_means(text: str, kind: type[Exception], verdict: Verdict) -> None:
     assert judge(kind(text), xml=True) is verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('https://b/x?sig=secret ConnectError("tcp connect error", 1.2.3.4:1, Os { kind: ConnectionRefused', "refused"),
+        ('https://b/x?sig=secret ConnectError("dns error", Custom { kind: Uncategorized', "name isn't known"),
+        ("https://b/x?sig=secret invalid peer certificate: UnknownIssuer", "certificate isn't trusted"),
+        ("https://b/x?sig=secret something else", "GenericError"),
+    ],
+)
+def test_why_a_store_can_not_be_reached_is_told_in_words_of_ours(text: str, told: str) -> None:
+    assert told in describe(failures.GenericError(text))
+    assert "secret" not in describe(failures.GenericError(text))
 
 
 async def test_a_bucket_that_is_not_there_is_told_at_once() -> None:

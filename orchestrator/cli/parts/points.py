@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from orchestrator.cli.parts.errors import Unclear
 from orchestrator.cli.parts.names import printable
@@ -66,13 +67,19 @@ async def _opened(vault: Vault, key: str) -> tuple[Manifest, PointRef] | None:
 
 
 async def one_point(opened: Repository, namespace: str | None, wanted: str) -> tuple[Vault, str]:
-    """Return the vault and manifest name of the one point whose id or name begins with `wanted`."""
+    """Return the vault and manifest name of the one point that is named so.
+
+    `wanted` is the start of its id, its name, or what `verify` calls it: its manifest's name or the last part of that.
+    """
     from orchestrator.blocks.offline import point_name
     from orchestrator.repository.manifest import list_points
 
+    def named(key: str) -> bool:
+        return point_name(key).startswith(wanted) or wanted in (key, key.rpartition("/")[2])
+
     by_id = []
     for vault in await vaults(opened, namespace):
-        by_id += [(vault, key) async for key in list_points(vault) if point_name(key).startswith(wanted)]
+        by_id += [(vault, key) async for key in list_points(vault) if named(key)]
     if len(by_id) == 1:
         return by_id[0]
     if len(by_id) > 1:
