@@ -132,7 +132,10 @@ class Deed:
             assert cut in BEYOND, where
             _clear(failed, where)
             assert cut is not Cut.FORBIDDEN or isinstance(failed, AccessDenied), where
-        assert len(wire.seen) <= len(self.requests) + 6, where
+        most = len(self.requests) + 6
+        if "request_timeout" in options:  # then what a machine at its limits answers late is asked again too
+            most += len(self.requests)
+        assert len(wire.seen) <= most, where
         await self.check(world, folder / "two")
 
 
