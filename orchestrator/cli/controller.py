@@ -3,160 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
-from typing import Annotated
 
 import typer
 
+from orchestrator.cli.parts import controller_options as options
+
 app = typer.Typer(help="Run the controller: what a cluster's Deployment starts.")
-
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
-
-
-def _quantity(value: str) -> str:
-    """Refuse now what every mover pod would be refused for later."""
-    if not _QUANTITY.fullmatch(value) or float(re.split("[a-zA-Z]", value)[0]) <= 0:
-        raise typer.BadParameter(f"{value!r} is not a quantity above zero; write one such as 384Mi, 500m or 1")
-    return value
 
 
 @app.command()
 def controller(
-    kubeconfig: Annotated[
-        str | None,
-        typer.Option(
-            envvar="KUBECONFIG",
-            metavar="FILE",
-            help="How to reach the cluster; without it the pod's service account, else ~/.kube/config.",
-        ),
-    ] = None,
-    context: Annotated[str | None, typer.Option(metavar="NAME", help="The kubeconfig's context to use.")] = None,
-    namespace: Annotated[
-        str,
-        typer.Option(envvar="POD_NAMESPACE", metavar="NS", help="Where movers run and repository credentials live."),
-    ] = "tidemark-system",
-    metrics_address: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEMARK_METRICS_ADDRESS", metavar="HOST:PORT", help="Where /metrics, /healthz, /readyz are served."
-        ),
-    ] = "0.0.0.0:8080",
-    leader_elect: Annotated[
-        bool,
-        typer.Option(
-            envvar="TIDEMARK_LEADER_ELECT", help="Hold a Lease while working; only for experiments to go without."
-        ),
-    ] = True,
-    lease_duration: Annotated[
-        float,
-        typer.Option(envvar="TIDEMARK_LEASE_DURATION", metavar="SECONDS", min=2, help="How long a lease lasts."),
-    ] = 15.0,
-    resync: Annotated[
-        float,
-        typer.Option(envvar="TIDEMARK_RESYNC", metavar="SECONDS", min=1, max=60, help="Look at everything this often."),
-    ] = 60.0,
-    workers: Annotated[
-        int, typer.Option(envvar="TIDEMARK_WORKERS", min=1, max=64, help="Reconciles at once, per kind.")
-    ] = 8,
-    max_movers: Annotated[
-        int, typer.Option(envvar="TIDEMARK_MAX_MOVERS", min=1, max=1024, help="Movers at once, in all.")
-    ] = 4,
-    max_movers_per_node: Annotated[
-        int, typer.Option(envvar="TIDEMARK_MAX_MOVERS_PER_NODE", min=1, max=1024, help="Movers at once on one node.")
-    ] = 2,
-    max_movers_per_driver: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEMARK_MAX_MOVERS_PER_DRIVER", min=1, max=1024, help="Movers at once on one CSI driver's volumes."
-        ),
-    ] = 4,
-    max_movers_per_repository: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEMARK_MAX_MOVERS_PER_REPOSITORY", min=1, max=1024, help="Movers at once on one repository."
-        ),
-    ] = 4,
-    mover_image: Annotated[
-        str, typer.Option(envvar="TIDEMARK_MOVER_IMAGE", metavar="IMAGE", help="The image that mover pods run.")
-    ] = "tidemark",
-    mover_service_account: Annotated[
-        str, typer.Option(envvar="TIDEMARK_MOVER_SERVICE_ACCOUNT", metavar="NAME", help="What mover pods run as.")
-    ] = "tidemark-mover",
-    mover_run_as_user: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEMARK_MOVER_RUN_AS_USER",
-            min=0,
-            help="UID of mover pods; 0 because most runtimes give a block device to root only.",
-        ),
-    ] = 0,
-    mover_memory: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEMARK_MOVER_MEMORY",
-            metavar="QUANTITY",
-            callback=_quantity,
-            help="Memory that a mover pod asks for and may use at most.",
-        ),
-    ] = "384Mi",
-    mover_cpu: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEMARK_MOVER_CPU", metavar="QUANTITY", callback=_quantity, help="CPU that a mover pod asks for."
-        ),
-    ] = "1",
-    mover_attempts: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEMARK_MOVER_ATTEMPTS", min=1, max=100, help="Mover pods tried before a point or restore fails."
-        ),
-    ] = 5,
-    snapshot_timeout: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEMARK_SNAPSHOT_TIMEOUT",
-            metavar="SECONDS",
-            min=1,
-            help="A snapshot that isn't ready after this long fails the point.",
-        ),
-    ] = 600.0,
-    clone_timeout: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEMARK_CLONE_TIMEOUT",
-            metavar="SECONDS",
-            min=1,
-            help="A clone that isn't there after this long is torn down, and its slot is given to another.",
-        ),
-    ] = 600.0,
-    mover_stall: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEMARK_MOVER_STALL",
-            metavar="SECONDS",
-            min=60,
-            help="A mover that gets nowhere for this long is replaced.",
-        ),
-    ] = 1800.0,
-    maintenance_deadline: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEMARK_MAINTENANCE_DEADLINE",
-            metavar="SECONDS",
-            min=60,
-            help="A maintenance Job may run this long; the next slot does the rest.",
-        ),
-    ] = 21600.0,
-    service_account: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEMARK_SERVICE_ACCOUNT", metavar="NAME", help="The account whose tokens the CBT services get."
-        ),
-    ] = "tidemark-controller",
-    log_level: Annotated[
-        str, typer.Option(envvar="TIDEMARK_LOG_LEVEL", help="debug, info, warning or error.")
-    ] = "info",
+    kubeconfig: options.Kubeconfig = None,
+    context: options.Context = None,
+    namespace: options.Namespace = "tidemark-system",
+    metrics_address: options.MetricsAddress = "0.0.0.0:8080",
+    leader_elect: options.LeaderElect = True,
+    lease_duration: options.LeaseDuration = 15.0,
+    resync: options.Resync = 60.0,
+    workers: options.Workers = 8,
+    max_movers: options.MaxMovers = 4,
+    max_movers_per_node: options.MaxMoversPerNode = 2,
+    max_movers_per_driver: options.MaxMoversPerDriver = 4,
+    max_movers_per_repository: options.MaxMoversPerRepository = 4,
+    mover_image: options.MoverImage = "tidemark",
+    mover_service_account: options.MoverServiceAccount = "tidemark-mover",
+    mover_run_as_user: options.MoverRunAsUser = 0,
+    mover_memory: options.MoverMemory = "384Mi",
+    mover_cpu: options.MoverCpu = "1",
+    mover_attempts: options.MoverAttempts = 5,
+    snapshot_timeout: options.SnapshotTimeout = 600.0,
+    clone_timeout: options.CloneTimeout = 600.0,
+    mover_stall: options.MoverStall = 1800.0,
+    maintenance_deadline: options.MaintenanceDeadline = 21600.0,
+    service_account: options.ServiceAccount = "tidemark-controller",
+    log_level: options.LogLevel = "info",
 ) -> None:
     """Watch policies and keep volumes recoverable, until SIGTERM.
 
