@@ -116,6 +116,25 @@ def test_copy_starts_without_what_takes_longer_than_an_incremental() -> None:
     assert "--extents FILE|-" in done.stdout
 
 
+def test_a_copy_into_a_directory_imports_nothing_that_its_libraries_want_only_in_passing(tmp_path: Path) -> None:
+    # given a file and a key
+    (tmp_path / "disk").write_bytes(bytes(1000))
+    (tmp_path / "key").write_text("ab" * 32)
+    given = ["copy", f"{tmp_path}/disk", "--repository", f"file://{tmp_path}/r", "--key-file", f"{tmp_path}/key"]
+    script = (
+        f"import sys; sys.argv[1:] = {[*given, '--create']!r}; from orchestrator.__main__ import main\n"
+        "print(main(), *sys.modules)"
+    )
+    # when it is copied
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    # then each of these, which cost milliseconds, is left out
+    code, *modules = done.stdout.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    heavy = {"ssl", "typing_extensions", "platform", "shutil", "dataclasses", "hashlib", "json", "pkgutil"}
+    heavy |= {"obstore", "cryptography.hazmat.primitives.ciphers", "orchestrator.observe.log"}
+    assert set(modules) & heavy == set()
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     # given a pipe that nobody reads
     reader, writer = os.pipe()

@@ -88,6 +88,9 @@ async def test_a_mover_imports_nothing_that_only_others_need(
     modules = set(log.rpartition("MODULES ")[2].split())
     unwanted = {"typer", "rich", "click", "kubernetes_asyncio", "aiohttp", "numpy", "obstore", "grpclib", "yaml"}
     assert modules & unwanted == set()
+    # and nothing that a library imports only in passing
+    assert modules & {"ssl", "typing_extensions", "platform", "shutil", "dataclasses", "hashlib"} == set()
+    assert "cryptography.hazmat.primitives.ciphers" not in modules
     assert not {name for name in modules if name.startswith(("orchestrator.cli", "orchestrator.kube"))}
     assert not {name for name in modules if name.startswith("orchestrator.api.") and "mover" not in name}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import pickle
 import secrets
 
@@ -11,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.repository import crypto
 from orchestrator.repository.compression import RAW, ZSTD, compress, decompress
 from orchestrator.repository.crypto import HEADER, ObjectCipher, SealingKey
 from orchestrator.repository.errors import Damaged, KeyMalformed, UnsupportedFormat, WrongKey
 from orchestrator.repository.keys import MasterKey, NamespaceIdentity, NamespaceKeys, namespace_id
 from orchestrator.repository.layout import Kind
 from orchestrator.repository.record import open_body, seal_body
+from orchestrator.repository.vault import Vault
+from tests.repository.faults import Shelf
 
 pytestmark = pytest.mark.quick
 REPOSITORY = bytes(range(16))
@@ -52,6 +56,28 @@ def test_a_frame_opens_only_at_its_slot_in_its_object_under_its_name_and_key() -
     for opener, slot, footer in wrong:
         with pytest.raises(Damaged):
             opener.open(slot, sealed, footer=footer)
+
+
+def test_ciphers_taken_by_a_short_way_are_those_of_the_public_names() -> None:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    assert (crypto.AESGCM, crypto.HKDF) == (AESGCM, HKDF)
+    assert crypto.sha256(b"tidemark") == hashlib.sha256(b"tidemark").digest()
+
+
+def test_no_key_is_in_a_repr_and_none_can_be_changed() -> None:
+    secret = bytes(range(64, 96))
+    keys = _keys(data_keys={2: secret}, chunk_id_key=secret)
+    vault = Vault(Shelf(), keys)
+    for holder in (SealingKey(secret, 2, REPOSITORY), keys, vault):
+        for form in (repr(secret)[2:-1], secret.hex(), "@AB", repr(keys.current.check)[2:-1]):
+            assert form not in repr(holder) + repr([holder])
+    with pytest.raises(AttributeError):
+        keys.current_epoch = 1  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        keys.current.secret = bytes(32)  # type: ignore[misc]
+    assert vault.names.prefix == f"n/{keys.namespace_id}/"
 
 
 def test_no_object_key_serves_two_objects_and_no_nonce_two_frames() -> None:
