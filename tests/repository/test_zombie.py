@@ -98,6 +98,14 @@ class _Ground:
             back.unlink()
             assert hashlib.sha256(namespace.volume(key)).hexdigest() == wanted
 
+    async def check_handed_over_by(self, zombie: Pod) -> None:
+        """The planned point is there, once and whole, beside the other that is kept, and this mover named it."""
+        (key,) = [name for name in _manifests(self.folder / "repository") if name.endswith(self.intent)]
+        _, ref = await open_manifest(self.vault, key)
+        assert zombie.outcome()["manifestDigest"] == ref.digest
+        self.kept[key] = self.volume.sha256()
+        await self.check(2)
+
 
 @contextmanager
 def asleep(pod: Pod) -> Iterator[subprocess.Popen[str]]:
@@ -166,11 +174,7 @@ async def test_of_two_movers_of_one_point_the_zombie_wakes_after_its_packs_were_
     code, _, log = await asyncio.to_thread(end, process)
     # then the zombie adopts that point, and there is one, whole
     assert code == 0, log
-    (key,) = [name for name in _manifests(tmp_path / "repository") if name.endswith(ground.intent)]
-    _, ref = await open_manifest(ground.vault, key)
-    assert zombie.outcome()["manifestDigest"] == ref.digest
-    ground.kept[key] = ground.volume.sha256()
-    await ground.check(2)
+    await ground.check_handed_over_by(zombie)
     await maintain(ground.vault, 22, 24, 26)
     await ground.check(2)
 
@@ -190,11 +194,7 @@ async def test_of_a_point_in_two_shards_one_mover_is_a_zombie_and_another_takes_
     code, _, log = await asyncio.to_thread(end, process)
     # then the zombie hands over that point, and there is one, whole
     assert code == 0, log
-    (key,) = [name for name in _manifests(tmp_path / "repository") if name.endswith(ground.intent)]
-    _, ref = await open_manifest(ground.vault, key)
-    assert zombie.outcome()["manifestDigest"] == ref.digest
-    ground.kept[key] = ground.volume.sha256()
-    await ground.check(2)
+    await ground.check_handed_over_by(zombie)
 
 
 async def test_of_a_point_in_two_shards_that_was_ended_every_mover_says_so(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ that the point was cancelled: nothing else, at no moment. With processes and rea
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -142,6 +143,35 @@ async def _stopped(ground: Ground, number: int, shard: int) -> tuple[Held, async
     return store, zombie
 
 
+@dataclass
+class Moment:
+    """A mover that stands still at one of its requests, or had ended before it came to that one."""
+
+    at: int
+    ground: Ground
+    store: Held
+    zombie: asyncio.Task[Copied | PointRef]
+    done: bool
+
+
+async def _moments(folder: Path, first: tuple[int, ...], shard: int) -> AsyncIterator[Moment]:
+    """Give each moment at which a shard's mover can stand still, the shards `first` being done; last, one past its end.
+
+    Each on ground of its own.
+    """
+    origin = await prepared(folder)
+    for number in first:
+        await origin.shard(number)
+    for at in itertools.count(0, STRIDE):
+        ground = origin.at(origin.shelf.copy())
+        store, zombie = await _stopped(ground, at, shard)
+        done = zombie.done()
+        assert at > 10 or not done, "so few requests are no copy"
+        yield Moment(at, ground, store, zombie, done)
+        if done:
+            return
+
+
 async def _ended(store: Held, zombie: asyncio.Task[Copied | PointRef]) -> PointRef | None:
     store.go.set()
     try:
@@ -158,57 +188,40 @@ async def test_a_zombie_of_one_shard_finds_the_point_that_others_made(
     tmp_path: Path, first: tuple[int, ...], shard: int
 ) -> None:
     """Of a shard in the middle, and of the last, which would commit."""
-    origin = await prepared(tmp_path)
-    for number in first:
-        await origin.shard(number)
-    at = -STRIDE
-    while True:
-        # given a mover that stands still at one of its requests
-        at += STRIDE
-        ground = origin.at(origin.shelf.copy())
-        store, zombie = await _stopped(ground, at, shard)
-        done = zombie.done()
+    # given a mover that stands still at one of its requests
+    async for moment in _moments(tmp_path, first, shard):
+        ground = moment.ground
         # when others do its shard and the rest, the point is committed, and the ground under all of it is taken away
         for number in (shard, *(number for number in range(SHARDS) if number not in (*first, shard))):
             await ground.shard(number)
         assert await ground.take_the_ground_away(days=10) > 0
         # and it wakes
-        point = await _ended(store, zombie)
+        point = await _ended(moment.store, moment.zombie)
         # then it has nothing to say but that point, which is whole
         keys = [key async for key in list_points(ground.vault) if key.endswith(ground.intent)]
         _, ref = await open_manifest(ground.vault, keys[0])
         assert len(keys) == 1
-        assert point == ref or (done and point is None), at
+        assert point == ref or (moment.done and point is None), moment.at
         await ground.check(ref)
         await ground.take_the_ground_away(days=6)
         await ground.check(ref)
-        if done:
-            assert at > 10
-            return
 
 
 @pytest.mark.parametrize(("first", "shard"), [((), 1), ((0, 1), 2)])
 async def test_a_zombie_whose_point_was_ended_says_that_it_was_cancelled(
     tmp_path: Path, first: tuple[int, ...], shard: int
 ) -> None:
-    origin = await prepared(tmp_path)
-    for number in first:
-        await origin.shard(number)
-    at = -STRIDE
-    while True:
-        # given a mover that stands still at one of its requests
-        at += STRIDE
-        ground = origin.at(origin.shelf.copy())
-        store, zombie = await _stopped(ground, at, shard)
-        if zombie.done():
-            assert at > 10
-            return
+    # given a mover that stands still at one of its requests
+    async for moment in _moments(tmp_path, first, shard):
+        if moment.done:
+            continue
+        ground = moment.ground
         # when nobody goes on, its point is ended by its age, and all that it wrote and stood on is swept
         assert await ground.take_the_ground_away(days=18) > 0
         assert not [key for key in ground.shelf.objects if f"intents/{ground.intent}/" in key]
         # then it says that it is over, or had committed before
         with pytest.raises(PointCancelled):
-            await _ended(store, zombie)
+            await _ended(moment.store, moment.zombie)
         await ground.check(None)
         # and what it wrote after is swept as well
         await ground.take_the_ground_away(days=6)
