@@ -142,7 +142,7 @@ async def test_a_stopped_writers_base_is_pruned_swept_and_compacted(
     if over:
         assert code == EXIT_TERMINAL
         assert pod.outcome()["reason"] == "PointCancelled", (pod.outcome(), log)
-        assert "Make a new recovery point" in pod.outcome()["message"]
+        assert "or make a new one" in pod.outcome()["message"]
     else:
         assert code == 0, log
         (key,) = [name for name in _manifests(tmp_path / "repository") if name.endswith(ground.intent)]
