@@ -44,8 +44,8 @@ def prune(
 ) -> None:
     """Explain retention, or remove a point for good.
 
-    Retention itself is applied by the controller, all the time. Removing a point can't be undone: its data goes with
-    the next maintenance.
+    Retention itself is applied by the controller, all the time. Removing a point can't be undone: its data goes in two
+    runs of maintenance, a day apart.
 
     tidemark prune --dry-run -n shop
 
@@ -76,7 +76,7 @@ def prune(
         typer.confirm(f"Remove point {point} for good?", abort=True)
     if url is not None and key_file is not None:
         asyncio.run(_remove(url, key_file, options, namespace, point))
-        said = f"Point {point} removed; its space comes back with the next maintenance."
+        said = f"Point {point} removed; its space comes back in two runs of maintenance, a day apart."
     else:
         asyncio.run(_ask(namespace or "default", point, kubeconfig, context))
         said = f"RecoveryPoint {namespace or 'default'}/{point} will be removed by the controller."
