@@ -66,6 +66,8 @@ ClassMap = Annotated[
 RestoreName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the Restore. Absent: made up.")
 ]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit code says how it went.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")]
 
 
 class TargetTaken(Terminal):
