@@ -98,6 +98,7 @@ async def _run(
     """
     import msgspec
 
+    from orchestrator.cli.parts.errors import IntentUnknown
     from orchestrator.cli.parts.points import vaults, with_newest_keys
     from orchestrator.clock import SystemClock
     from orchestrator.fence import OpenFence
@@ -107,6 +108,7 @@ async def _run(
 
     rows: list[dict[str, Any]] = []
     blocked: TidemarkError | None = None
+    unknown = set(end_intents)
     async with repository(url, key_file, options) as opened:
         for vault in await vaults(opened, namespace):
             now, (grace, intent_age) = SystemClock().now(), ages
@@ -122,6 +124,7 @@ async def _run(
                     vault = await with_newest_keys(opened, vault)
                     plan = await plans(vault)
                 row["plan"] = plan.sentence()
+                unknown -= {one.intent_id for one in plan.expired}
                 if not dry_run:
                     row["result"] = msgspec.to_builtins(await sweep(vault, plan, OpenFence()))
                     renewal = await renew_if_due(vault, OpenFence(), now=SystemClock().now())
@@ -129,4 +132,6 @@ async def _run(
             except (SweepBlocked, SweepOvertaken) as error:
                 row["error"] = {"reason": error.reason, "message": str(error)}
                 blocked = blocked or error
+    if unknown and blocked is None:
+        blocked = IntentUnknown(f"there is no unfinished backup {', '.join(sorted(unknown))} in namespace {namespace}")
     return rows, blocked

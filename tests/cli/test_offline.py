@@ -404,6 +404,9 @@ def test_maintenance_sweeps_what_was_pruned_and_says_what_it_did(person: Person,
     code, _, err = person.types("maintenance", "--end-intent", "11111111-1111-1111-1111-111111111111")
     assert code == 2
     assert "needs --namespace" in err
+    code, _, err = person.types("maintenance", "-n", "offline", "--end-intent", "11111111-1111-1111-1111-111111111111")
+    assert code == 65
+    assert "no unfinished backup 11111111" in err
 
 
 def test_a_namespace_that_is_damaged_keeps_no_other_from_being_swept(

@@ -28,6 +28,12 @@ class Unclear(Terminal):
     remedy: ClassVar[str] = "Use --list to see what is there."
 
 
+class IntentUnknown(Unclear):
+    """The unfinished backup that is to be ended isn't there, or isn't unfinished."""
+
+    remedy: ClassVar[str] = "Its id stands in what blocks sweeping, between `intents/` and `/intent`."
+
+
 class DamageFound(Terminal):
     """Verify found something damaged or missing."""
 
