@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.api.meta import K8sObject
+    from orchestrator.repository.repository import Repository
 
 app = typer.Typer()
 
@@ -142,15 +145,45 @@ async def _in_repository(
     context: str | None,
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """List a repository itself, with the Secrets that its resource names."""
+    from orchestrator.cli.parts.points import all_points, described
+
+    async with _opened(repository, system_namespace, kubeconfig, context) as opened:
+        found = [
+            (manifest, ref)
+            for _, manifest, ref in await all_points(opened, namespace)
+            if name is None or name in (manifest.record.point_id, manifest.record.point_name)
+        ]
+    if name is not None and not found:
+        raise NotThere(f"BackupRepository {repository} holds no point {name}")
+    rows: list[Row] = [("POINT", "NAMESPACE", "VOLUME", "TAKEN", "MODE", "SIZE", "STORED")]
+    rows += [
+        (
+            manifest.record.point_id,
+            manifest.record.namespace.name,
+            manifest.record.pvc_name,
+            manifest.record.snapshot_time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            manifest.record.actual_mode,
+            size(manifest.root.volume_size),
+            size(manifest.stats.uploaded),
+        )
+        for manifest, _ in found
+    ]
+    return rows, [described(manifest, ref) for manifest, ref in found]
+
+
+@asynccontextmanager
+async def _opened(
+    name: str, system_namespace: str, kubeconfig: str | None, context: str | None
+) -> AsyncIterator[Repository]:
+    """Open a BackupRepository with the Secrets that it names, for the length of a block. Raises NotThere."""
     from orchestrator.api.foreign.core import Secret
     from orchestrator.api.tidemark import BackupRepository
-    from orchestrator.cli.parts.points import all_points
     from orchestrator.repository.keys import MasterKey
     from orchestrator.repository.repository import Repository
     from orchestrator.repository.store import open_store
 
     async with cluster(kubeconfig, context) as client:
-        resource = await client.get(BackupRepository, repository)
+        resource = await client.get(BackupRepository, name)
         secret = await client.get(Secret, resource.spec.encryption_secret, system_namespace)
         if "master.key" not in secret.data:
             raise NotThere(f"Secret {system_namespace}/{secret.name} has no key master.key")
@@ -161,43 +194,6 @@ async def _in_repository(
             options = {key: value.decode("utf-8", "replace").strip() for key, value in credentials.data.items()}
     store = await open_store(resource.spec.url, options)
     try:
-        opened = await Repository.open(store, master)
-        found = [
-            (manifest.record, ref, manifest.stats)
-            for _, manifest, ref in await all_points(opened, namespace)
-            if name is None or name in (manifest.record.point_id, manifest.record.point_name)
-        ]
-        if name is not None and not found:
-            raise NotThere(f"BackupRepository {repository} holds no point {name}")
+        yield await Repository.open(store, master)
     finally:
         await store.close()
-    rows: list[Row] = [("POINT", "NAMESPACE", "VOLUME", "TAKEN", "MODE", "SIZE", "STORED")]
-    rows += [
-        (
-            record.point_id,
-            record.namespace.name,
-            record.pvc_name,
-            record.snapshot_time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            record.actual_mode,
-            size(record.volume_size),
-            size(stats.uploaded),
-        )
-        for record, _, stats in found
-    ]
-    objects = [
-        {
-            "point": record.point_id,
-            "name": record.point_name,
-            "namespace": record.namespace.name,
-            "namespaceUid": record.namespace.uid,
-            "pvc": record.pvc_name,
-            "snapshotTime": record.snapshot_time.isoformat(),
-            "mode": record.actual_mode,
-            "volume": record.volume_size,
-            "uploaded": stats.uploaded,
-            "manifest": ref.key,
-            "digest": ref.digest,
-        }
-        for record, ref, stats in found
-    ]
-    return rows, objects

@@ -19,7 +19,6 @@ from orchestrator.cli.parts.offline import repository
 from orchestrator.cli.parts.output import progress_bar, size, table, write_json
 
 if TYPE_CHECKING:
-    from orchestrator.repository.manifest import Manifest, PointRef
     from orchestrator.repository.repository import Repository
 
 RepositoryUrl = Annotated[
@@ -93,27 +92,10 @@ def run(source: Source, wanted: Wanted, output: str, json_file: Path | None) -> 
 
 
 async def _list(source: Source) -> list[dict[str, Any]]:
-    from orchestrator.cli.parts.points import all_points
+    from orchestrator.cli.parts.points import all_points, described
 
     async with source.opened() as opened:
-        return [_row(manifest, ref) for _, manifest, ref in await all_points(opened, source.namespace)]
-
-
-def _row(manifest: Manifest, ref: PointRef) -> dict[str, Any]:
-    record = manifest.record
-    return {
-        "point": record.point_id,
-        "name": record.point_name,
-        "namespace": record.namespace.name,
-        "namespaceUid": record.namespace.uid,
-        "pvc": record.pvc_name,
-        "snapshotTime": record.snapshot_time.isoformat(),
-        "mode": record.actual_mode,
-        "volume": manifest.root.volume_size,
-        "uploaded": manifest.stats.uploaded,
-        "manifest": ref.key,
-        "digest": ref.digest,
-    }
+        return [described(manifest, ref) for _, manifest, ref in await all_points(opened, source.namespace)]
 
 
 def _print_points(points: list[dict[str, Any]]) -> None:
@@ -139,7 +121,7 @@ async def _restore(source: Source, wanted: Wanted) -> dict[str, Any]:
     from orchestrator.blocks.restore import RestoreOptions, write_point
     from orchestrator.blocks.tally import Tallies
     from orchestrator.blocks.target import Target
-    from orchestrator.cli.parts.points import one_point
+    from orchestrator.cli.parts.points import described, one_point
     from orchestrator.repository.manifest import open_manifest
 
     async with source.opened() as opened:
@@ -175,7 +157,7 @@ async def _restore(source: Source, wanted: Wanted) -> dict[str, Any]:
                     )
             target.keep()
         return {
-            **_row(manifest, ref),
+            **described(manifest, ref),
             "to": str(wanted.to),
             "written": total.written,
             "seconds": round(written - started, 4),

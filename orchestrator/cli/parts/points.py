@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -44,6 +44,24 @@ async def all_points(opened: Repository, namespace: str | None) -> list[tuple[Va
             if point is not None:
                 found.append((vault, *point))
     return sorted(found, key=lambda point: point[1].record.snapshot_time)
+
+
+def described(manifest: Manifest, ref: PointRef) -> dict[str, Any]:
+    """Return what a script is told of a point."""
+    record = manifest.record
+    return {
+        "point": record.point_id,
+        "name": record.point_name,
+        "namespace": record.namespace.name,
+        "namespaceUid": record.namespace.uid,
+        "pvc": record.pvc_name,
+        "snapshotTime": record.snapshot_time.isoformat(),
+        "mode": record.actual_mode,
+        "volume": manifest.root.volume_size,
+        "uploaded": manifest.stats.uploaded,
+        "manifest": ref.key,
+        "digest": ref.digest,
+    }
 
 
 async def _opened(vault: Vault, key: str) -> tuple[Manifest, PointRef] | None:
