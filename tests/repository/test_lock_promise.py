@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -75,51 +75,50 @@ def _files(folder: Path, options: dict[str, str]) -> Iterator[tuple[Path, Path]]
     yield key, store
 
 
-async def _made(bucket: Bucket, key: Path, store: Path) -> str:
+@contextlib.asynccontextmanager
+async def _promised(folder: Path) -> AsyncIterator[tuple[Bucket, str, Path, Path]]:
+    """Give a bucket with a repository that promises a month, its address, and the files of its key and its store."""
     url = "s3://bucket/p"
-    async with repository(url, key, store, create=True) as opened:
-        assert locked(opened.store) is None
-        await opened.promise(MONTH)
-    return url
+    async with serving() as bucket:
+        options = {"endpoint": bucket.url, "access_key_id": "a", "secret_access_key": "s"}
+        with _files(folder, options) as (key, store):
+            async with repository(url, key, store, create=True) as opened:
+                assert locked(opened.store) is None
+                await opened.promise(MONTH)
+            yield bucket, url, key, store
 
 
 async def test_a_command_puts_with_the_lock_that_the_repository_says(tmp_path: Path) -> None:
-    async with serving() as bucket:
-        options = {"endpoint": bucket.url, "access_key_id": "a", "secret_access_key": "s"}
-        with _files(tmp_path, options) as (key, store):
-            url = await _made(bucket, key, store)
-            async with repository(url, key, store) as opened:
-                found = locked(opened.store)
-                assert isinstance(found, LockedStore)
-                assert found.lock == MONTH
-                await opened.vault(NAMESPACE, create=True)
-            asked = {name: headers for name, headers in bucket.locks.items() if name.startswith("p/namespaces/")}
-            assert [mode for mode, _ in asked.values()] == ["COMPLIANCE"]
-            assert all(until >= datetime.now(UTC) + 29 * DAY for _, until in asked.values())
+    async with _promised(tmp_path) as (bucket, url, key, store):
+        async with repository(url, key, store) as opened:
+            found = locked(opened.store)
+            assert isinstance(found, LockedStore)
+            assert found.lock == MONTH
+            await opened.vault(NAMESPACE, create=True)
+        asked = {name: headers for name, headers in bucket.locks.items() if name.startswith("p/namespaces/")}
+        assert [mode for mode, _ in asked.values()] == ["COMPLIANCE"]
+        assert all(until >= datetime.now(UTC) + 29 * DAY for _, until in asked.values())
 
 
 async def test_a_promise_that_cannot_be_read_stops_what_is_to_last_and_no_restore(tmp_path: Path) -> None:
-    async with serving() as bucket:
-        options = {"endpoint": bucket.url, "access_key_id": "a", "secret_access_key": "s"}
-        with _files(tmp_path, options) as (key, store):
-            url = await _made(bucket, key, store)
-            async with repository(url, key, store) as opened:
-                vault = await opened.vault(NAMESPACE, create=True)
-                pack = vault.names.packs + "one"
-                await vault.store.put_new(pack, b"pack")
-            bucket.objects["p/locks/00000009"] = b"junk" * 40
-            async with repository(url, key, store) as opened:
-                found = locked(opened.store)
-                assert isinstance(found, LockedStore)
-                assert isinstance(found.client, UnclearPromise)
-                vault = await opened.vault(NAMESPACE)
-                assert await vault.store.get(pack) == b"pack"
-                with pytest.raises(Damaged, match="locks/00000009"):
-                    await vault.store.put_new(pack + "more", b"pack")
-                opened.store = past_unclear(opened.store)
-                assert await opened.promise(YEAR)
-            async with repository(url, key, store) as opened:
-                assert await opened.lock() == YEAR
+    async with _promised(tmp_path) as (bucket, url, key, store):
+        async with repository(url, key, store) as opened:
+            vault = await opened.vault(NAMESPACE, create=True)
+            pack = vault.names.packs + "one"
+            await vault.store.put_new(pack, b"pack")
+        bucket.objects["p/locks/00000009"] = b"junk" * 40
+        async with repository(url, key, store) as opened:
+            found = locked(opened.store)
+            assert isinstance(found, LockedStore)
+            assert isinstance(found.client, UnclearPromise)
+            vault = await opened.vault(NAMESPACE)
+            assert await vault.store.get(pack) == b"pack"
+            with pytest.raises(Damaged, match="locks/00000009"):
+                await vault.store.put_new(pack + "more", b"pack")
+            opened.store = past_unclear(opened.store)
+            assert await opened.promise(YEAR)
+        async with repository(url, key, store) as opened:
+            assert await opened.lock() == YEAR
 
 
 @pytest.mark.parametrize("where", ["secret", "role", "environment", "instance"])
