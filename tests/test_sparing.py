@@ -67,3 +67,14 @@ def test_what_is_loaded_stays_and_what_is_kept_out_may_come_later() -> None:
         with pytest.raises(ImportError):
             import antigravity  # noqa: F401
     assert "antigravity" not in sys.modules
+
+
+def test_what_a_mover_needs_for_a_bucket_brings_nothing_else_along() -> None:
+    script = (
+        "import sys; from orchestrator.sparing import asyncio_without_tls, lean_msgspec; lean_msgspec()\n"
+        "asyncio_without_tls(); import orchestrator.mover.main, orchestrator.mover.backup\n"
+        "import orchestrator.repository.cloud\n"
+        "print({'ssl', 'typing_extensions', 'platform', 'dataclasses', 'hashlib', 'shutil'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -11,9 +11,9 @@ import asyncio
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from obstore import exceptions as failures
 
 from orchestrator.repository.errors import StoreOptionUnknown
@@ -22,21 +22,21 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PATIENCE_OPTIONS = frozenset({"request_timeout", "connect_timeout", "retries", "retry_timeout"})
 
-_STATUS = re.compile(r"status code: ([45]\d\d)\b")
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist", re.IGNORECASE)
-_DENIED = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|AuthenticationFailed|AuthorizationFailure")
-_SLOW = re.compile(r"SlowDown|ServerBusy|TooManyRequests|RequestLimitExceeded")
-_PASSING_400 = re.compile(r"RequestTimeout|BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|Md5Mismatch")
+_STATUS = r"status code: ([45]\d\d)\b"
+_NO_BUCKET = r"(?i)NoSuchBucket|ContainerNotFound|bucket does not exist|container does not exist"
+_DENIED = r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|AuthenticationFailed|AuthorizationFailure"
+_SLOW = r"SlowDown|ServerBusy|TooManyRequests|RequestLimitExceeded"
+_PASSING_400 = r"RequestTimeout|BadDigest|XAmzContentSHA256Mismatch|IncompleteBody|Md5Mismatch"
 """Refusals of what arrived, not of what was sent: it was cut or altered on its way."""
 _NOT_FINAL = frozenset({404, 408, 409, 412})
 """A 404 that is no object's is a listing's, or of the service that hands out credentials."""
-_BEYOND = re.compile(r"Wanted range starting at")
+_BEYOND = r"Wanted range starting at"
 """The object ends before the range, and the store answered all the same."""
-_PAGE = re.compile(r"<html|<!doctype html|default backend|404 page not found", re.IGNORECASE)
+_PAGE = r"(?i)<html|<!doctype html|default backend|404 page not found"
+# All of them are compiled by the first error that is judged: a mover's start is to pay for none.
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """Limits of one store, from its options."""
 
     request_timeout_s: float = 300.0
@@ -50,11 +50,12 @@ class Patience:
     @classmethod
     def of(cls, options: Mapping[str, str]) -> Patience:
         """Read `request_timeout`, `connect_timeout`, `retry_timeout` (seconds) and `retries`; StoreOptionUnknown."""
+        usual = cls()
         return cls(
-            request_timeout_s=_number(options, "request_timeout", cls.request_timeout_s, 0.1, 3600),
-            connect_timeout_s=_number(options, "connect_timeout", cls.connect_timeout_s, 0.1, 3600),
-            retries=int(_number(options, "retries", cls.retries, 0, 100)),
-            retry_timeout_s=_number(options, "retry_timeout", cls.retry_timeout_s, 0, 3600),
+            request_timeout_s=_number(options, "request_timeout", usual.request_timeout_s, 0.1, 3600),
+            connect_timeout_s=_number(options, "connect_timeout", usual.connect_timeout_s, 0.1, 3600),
+            retries=int(_number(options, "retries", usual.retries, 0, 100)),
+            retry_timeout_s=_number(options, "retry_timeout", usual.retry_timeout_s, 0, 3600),
         )
 
 
@@ -91,33 +92,33 @@ def judge(error: BaseException, *, xml: bool) -> Verdict:
     """Say what an error of the library means. `xml`: this store's own 404 has an error in XML, or no body (S3)."""
     text = str(error)
     status = status_of(text)
-    if _NO_BUCKET.search(text):
+    if re.search(_NO_BUCKET, text):
         return Verdict.NO_BUCKET
     if isinstance(error, FileNotFoundError):
         return Verdict.PASSING if _foreign(text, xml=xml) else Verdict.MISSING
     if isinstance(error, failures.PermissionDeniedError | failures.UnauthenticatedError) or status in (401, 403):
         return Verdict.DENIED
-    if status in (429, 503) or _SLOW.search(text):
+    if status in (429, 503) or re.search(_SLOW, text):
         return Verdict.SLOW
-    if status is None and _DENIED.search(text):
+    if status is None and re.search(_DENIED, text):
         return Verdict.DENIED  # a deletion is sent as a list of one, and refused inside an answer that is fine
-    if _BEYOND.search(text):
+    if re.search(_BEYOND, text):
         return Verdict.FINAL
-    if status is not None and status < 500 and status not in _NOT_FINAL and not _PASSING_400.search(text):
+    if status is not None and status < 500 and status not in _NOT_FINAL and not re.search(_PASSING_400, text):
         return Verdict.FINAL
     return Verdict.PASSING
 
 
 def status_of(text: str) -> int | None:
     """Return the HTTP status that an error of the library names."""
-    found = _STATUS.search(text)
+    found = re.search(_STATUS, text)
     return int(found.group(1)) if found else None
 
 
 def _foreign(text: str, *, xml: bool) -> bool:
     """Say whether a 404 was said by somebody before the store, such as a proxy that lost it."""
     _, found, body = text.partition("404 Not Found: ")
-    if _PAGE.search(text):
+    if re.search(_PAGE, text):
         return True
     return xml and bool(found) and bool(body.split("\n")[0].strip(' "')) and "<Code>" not in body
 
