@@ -260,6 +260,34 @@ async def test_an_old_intent_without_a_base_is_ended_and_swept_while_another_mai
     await ground.check_in_the_end()
 
 
+@pytest.mark.parametrize("age", [1, 8])
+async def test_a_point_whose_removal_is_seen_nowhere_is_not_taken_for_an_unfinished_one_without_its_base(
+    age: int,
+) -> None:
+    """Whose marker was put after markers were listed, and whose manifest went before manifests were."""
+    # given a point that replaced all of its base, which was removed and swept; the point's intent still names it
+    ground = await new_ground()
+    base, kept = await ground.point(1), await ground.point(1)
+    point = await ground.point(1, base)
+    await ground.remove(base)
+    await ground.days(0, 2, age)
+    assert not [key for key in ground.names("maps") if base.key.partition("-")[2] in key]
+    # when that point's removal begins between two listings of a maintenance, and dies before it took the name
+    store, sleeper = await ground.hold(at_a("list points"))
+    dying = FaultyStore(ground.shelf)
+    dying.script = lambda _number, verb, key: Fault.CRASH_AFTER if (verb, key) == ("delete", point.key) else None
+    with pytest.raises(ProcessDied):
+        await remove(Vault(dying, ground.vault.keys), point, OpenFence())
+    del ground.points[point]
+    store.go.set()
+    # then the maintenance gets through, and completes the removal
+    await sleeper
+    with pytest.raises(PointCancelled):
+        await open_manifest(ground.vault, point.key)
+    assert set(ground.points) == {kept}
+    await ground.check_in_the_end()
+
+
 @pytest.mark.parametrize("how", ["missing", "altered"])
 @pytest.mark.parametrize("by_hand", [False, True])
 async def test_an_intent_that_lost_its_base_blocks_sweeping_until_it_is_ended(how: str, by_hand: bool) -> None:
