@@ -18,12 +18,12 @@ import typer
 
 from orchestrator.api.foreign.core import PersistentVolumeClaim
 from orchestrator.api.meta import K8sObject
-from orchestrator.api.tidemark import Backup, BackupPolicy, RecoveryPoint, Restore
+from orchestrator.api.tidemark import Backup, BackupPolicy, BackupRepository, RecoveryPoint, Restore
 from orchestrator.cli.main import command_names, main
 from orchestrator.cli.parts.instant import read_instant
 from orchestrator.demo import install
 from orchestrator.kube.client import Client
-from tests.cli.clusters import Cluster, install_all, serving
+from tests.cli.clusters import SETTINGS, Cluster, install_all, serving
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -174,6 +174,30 @@ def test_one_half_of_a_repositorys_address_is_no_cluster(person: Person) -> None
     code = main(["restore", "--repository", "file:///r", "--list"])
     assert code == 2
     assert "give both --repository URL and --key-file FILE" in person.capsys.readouterr().err
+
+
+def test_points_of_a_repository_are_told_as_restore_tells_them_without_a_cluster(
+    person: Person, tmp_path: Path
+) -> None:
+    # given a repository that a resource names, with a point of which the cluster knows nothing
+    url, key, volume = f"file://{tmp_path / 'stored'}", tmp_path / "key", tmp_path / "volume"
+    volume.write_bytes(b"x" * 65536)
+    key.write_text(person.cluster.do(lambda client: install.repository(client, SETTINGS, "stored", url)))
+    try:
+        where = ["--repository", url, "--key-file", str(key)]
+        assert main(["copy", str(volume), *where, "--create"]) == 0
+        person.capsys.readouterr()
+        assert main(["restore", "--list", "-o", "json", *where]) == 0
+        wanted = json.loads(person.capsys.readouterr().out)
+        # when its points are asked for by the resource's name, then the same is told
+        assert len(wanted) == 1
+        assert json.loads(person.types("get", "points", "--repository", "stored", "-o", "json")[1]) == wanted
+        assert wanted[0]["point"] in person.types("get", "points", wanted[0]["name"], "--repository", "stored")[1]
+        code, _, err = person.types("get", "points", "nosuch", "--repository", "stored")
+        assert (code, "holds no point nosuch" in err) == (65, True)
+    finally:
+        made = person.cluster.do(lambda client: client.get(BackupRepository, "stored"))
+        person.cluster.do(lambda client: client.delete(BackupRepository, "stored", uid=made.uid))
 
 
 @pytest.mark.parametrize(
