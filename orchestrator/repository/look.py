@@ -1,8 +1,10 @@
 """Look at a namespace until nothing that was seen alive went meanwhile: records, map pages and relocation records.
 
 Others remove, sweep and compact while a look lasts, for days if its process was stopped. What it saw alive may then be
-gone, and rightly so: it looks anew. Only what something still names that lives is missed by anybody. What must never
-happen here: part of one look used with another, or a look with a gap taken for whole.
+gone, and rightly so. And a removal that ran between two of its listings shows neither its marker nor the manifest: the
+point's intent looks like an unfinished backup's, on a base that was swept long ago. So it looks anew. Only what
+something still names that lives is missed by anybody. What must never happen here: part of one look used with another,
+or a look with a gap taken for whole.
 """
 
 from __future__ import annotations
