@@ -91,17 +91,23 @@ class PackChecker:
             try:
                 return await self._whole(ref, entries, size)
             except ObjectMissing:
-                # Compacted, or deleted, since it was listed.
-                return await self._gone(ref, entries)
+                # Compacted, or deleted, since it was seen.
+                return await self._gone(ref, entries, asked=True)
         return await self._chunks(self._taken(entries))
 
-    async def _gone(self, ref: ObjectRef, entries: Sequence[Entry]) -> PackCheck:
-        """Check a pack that isn't there: its chunks may have been moved, and who can't read where to has lost them."""
+    async def _gone(self, ref: ObjectRef, entries: Sequence[Entry], *, asked: bool = False) -> PackCheck:
+        """Check a pack that isn't there: its chunks may have been moved, and who can't read where to has lost them.
+
+        `asked`: the store was asked for the pack itself. A listing may be behind, and what it leaves out isn't missing.
+        """
         try:
             moved = await open_relocation(self._vault, ref)
         except (Damaged, UnsupportedFormat, ObjectMissing) as error:
             return PackCheck(f"it was moved, and the record of it can't be read: {error}", whole=True)
         if moved is None:
+            info = None if asked else await self._vault.store.head(self._vault.names.pack(ref))
+            if info is not None:
+                return await self.check(ref, entries, info.size)
             return PackCheck("it is missing", whole=True)
         if self._sample.share >= 1:
             self.targets.update(moved.targets)

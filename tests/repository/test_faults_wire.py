@@ -237,7 +237,9 @@ async def _verification(tmp_path: Path) -> Deed:
     wanted, points = volume.sha256(), read_all(shelf)
 
     async def do(store: Store, _: Path) -> object:
-        return await verify(await vault_on(store), depth="full")
+        report = await verify(await vault_on(store), depth="full")
+        assert report.ok, report.findings
+        return report
 
     async def check(world: Shelf, path: Path) -> None:
         assert read_all(world) == points

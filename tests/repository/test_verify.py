@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
@@ -16,10 +16,10 @@ from orchestrator.repository.errors import Damaged, ObjectMissing, StoreUnavaila
 from orchestrator.repository.manifest import PointRef, open_manifest
 from orchestrator.repository.parallel import Window
 from orchestrator.repository.point import remove
-from orchestrator.repository.store import CountingStore, Store
+from orchestrator.repository.store import CountingStore, ObjectInfo, Store
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verified import forget_results, open_result, put_result, result_of
-from orchestrator.repository.verify import verify
+from orchestrator.repository.verify import Depth, verify
 from tests.repository.engine import START, backup, restore
 from tests.repository.faults import Fault, FaultyStore
 
@@ -103,6 +103,33 @@ async def test_missing_truncated_and_swapped_objects_are_found(vault: Vault, pre
             if bad is None:
                 assert not quick.ok
             await _replace(vault, key, good)
+
+
+class _Behind(FaultyStore):
+    """A store whose listings don't show one object yet."""
+
+    def __init__(self, inner: Store, hidden: str) -> None:
+        super().__init__(inner)
+        self.hidden = hidden
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix):
+            if info.key != self.hidden:
+                yield info
+
+
+@pytest.mark.parametrize("depth", ["quick", "full"])
+async def test_what_a_listing_does_not_show_yet_is_not_missing(vault: Vault, depth: Depth) -> None:
+    await _two_points(vault)
+    for name in await _names(vault, vault.names.packs):
+        behind = msgspec.structs.replace(vault, store=_Behind(vault.store, name))
+        # when the store is asked for all that a listing leaves out, then all is sound
+        assert (await verify(behind, depth=depth, record=False)).ok, name
+        # but what is damaged there is still found
+        good = await vault.store.get(name)
+        await _replace(vault, name, good[:-40])
+        assert not (await verify(behind, depth="full", record=False)).ok, name
+        await _replace(vault, name, good)
 
 
 async def test_a_rolled_back_or_exchanged_manifest_is_found_against_the_digest_kept_outside(vault: Vault) -> None:
