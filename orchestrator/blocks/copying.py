@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -20,13 +21,18 @@ from orchestrator.blocks.throttle import Throttle
 from orchestrator.blocks.units import Unit
 from orchestrator.repository.compression import compress
 from orchestrator.repository.keys import NamespaceKeys
-from orchestrator.repository.pack import Entry
+from orchestrator.repository.pack import Entry, Packed
 from orchestrator.repository.packwriter import PackWriter
 
 Result = Entry | Place | None
 """Where a chunk is, or will be once another thread has stored it; None: zero."""
+Chunk = tuple[int, memoryview, Entry | None]
+"""A chunk's index, its bytes, and what the base has there."""
 Results = tuple[int, list[tuple[int, Result]]]
 """The index after a unit's last chunk, and what its chunks came to."""
+
+BATCH_BYTES = 1 << 20
+"""Bytes of the volume that one reader hashes, compresses and seals together: locks are taken once for all of them."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -68,65 +74,83 @@ class Reader:
 
     def copy(self, work: Work) -> Results:
         """Read one unit and say where each of its chunks is."""
-        size, skip_same = self._shop.chunk_size, self._shop.skip_same
+        unit, skip_same = work.unit, self._shop.skip_same
         results: list[tuple[int, Result]] = []
-        known = iter(work.known)
-        for first, stop in work.unit.runs:
-            data = self._read(first * size, (stop - first) * size)
-            for index in range(first, stop):
-                at, before = (index - first) * size, next(known)
-                result = self._chunk(index, data[at : at + size], before)
+        together = max(BATCH_BYTES // self._shop.chunk_size, 1)
+        chunks = zip(unit.indexes(), self._read_unit(unit), work.known, strict=True)
+        while batch := list(islice(chunks, together)):
+            for (index, _, before), result in zip(batch, self._settle(batch), strict=True):
                 if result is None or result is not before or not skip_same:
                     results.append((index, result))
-        return work.unit.runs[-1][1], results
+        return unit.runs[-1][1], results
 
-    def _read(self, offset: int, length: int) -> memoryview:
-        tally = self._tally
-        self._shop.throttle.take(length)
-        started = time.perf_counter()
-        data = self._shop.source.read_into(self._buffer, offset, length)
-        tally.add_seconds("read", time.perf_counter() - started)
-        tally.read += len(data)
-        return data
+    def _read_unit(self, unit: Unit) -> list[memoryview]:
+        """Read all runs of a unit, one behind the other; return its chunks."""
+        size, tally = self._shop.chunk_size, self._tally
+        chunks: list[memoryview] = []
+        for first, stop in unit.runs:
+            self._shop.throttle.take((stop - first) * size)
+            started = time.perf_counter()
+            room = self._buffer[len(chunks) * size :]
+            data = self._shop.source.read_into(room, first * size, (stop - first) * size)
+            tally.add_seconds("read", time.perf_counter() - started)
+            tally.read += len(data)
+            chunks += [data[at : at + size] for at in range(0, len(data), size)]
+        tally.chunks_read += len(chunks)
+        return chunks
 
-    def _chunk(self, index: int, data: memoryview, known: Entry | None) -> Result:
-        tally = self._tally
-        tally.chunks_read += 1
-        tally.done += len(data)
-        if self._is_zero(data):
-            tally.chunks_zero += 1
-            if known is not None:
-                tally.changed += len(data)
-            return None
+    def _settle(self, batch: Sequence[Chunk]) -> list[Result]:
+        """Say where each chunk of a batch is; store what isn't anywhere yet."""
+        tally, chunk_id = self._tally, self._shop.keys.chunk_id
         started = time.perf_counter()
-        chunk_id = self._shop.keys.chunk_id(data)
+        ids = [None if self._is_zero(data) else chunk_id(data) for _, data, _ in batch]
         tally.add_seconds("hash", time.perf_counter() - started)
-        tally.held += len(data)
-        if known is not None and known.id == chunk_id:
-            tally.chunks_reused += 1
-            return known
-        tally.changed += len(data)
+        results: list[Result] = [None] * len(batch)
+        fresh: list[tuple[int, bytes]] = []
+        for position, (found, (_, data, before)) in enumerate(zip(ids, batch, strict=True)):
+            tally.done += len(data)
+            if found is None:
+                tally.chunks_zero += 1
+                if before is not None:
+                    tally.changed += len(data)
+                continue
+            tally.held += len(data)
+            if before is not None and before.id == found:
+                tally.chunks_reused += 1
+                results[position] = before
+                continue
+            tally.changed += len(data)
+            fresh.append((position, found))
         equal = self._shop.equal
-        place, mine = (None, True) if equal is None else equal.claim(chunk_id)
-        if place is not None and not mine:
-            tally.chunks_reused += 1
-            return place.entry or place
-        return self._store(index, chunk_id, data)
+        if equal is not None and fresh:
+            places = equal.claim_all([found for _, found in fresh])
+            for (position, _), place in zip(fresh, places, strict=True):
+                if place is not None:
+                    tally.chunks_reused += 1
+                    results[position] = place.entry or place
+            fresh = [one for one, place in zip(fresh, places, strict=True) if place is None]
+        if fresh:
+            stored = self._store([(batch[position], found) for position, found in fresh])
+            for (position, _), entry in zip(fresh, stored, strict=True):
+                results[position] = entry
+        return results
 
-    def _store(self, index: int, chunk_id: bytes, data: memoryview) -> Entry:
+    def _store(self, fresh: Sequence[tuple[Chunk, bytes]]) -> list[Entry]:
         tally = self._tally
         started = time.perf_counter()
-        codec, packed = compress(data)
+        packed = []
+        for (index, data, _), found in fresh:
+            codec, smaller = compress(data)
+            packed.append(Packed(index, found, smaller, codec))
         between = time.perf_counter()
-        placed = self._shop.packs.add(index, chunk_id, packed, codec)
+        entries = self._shop.packs.add_all(packed)
         tally.add_seconds("compress", between - started)
         tally.add_seconds("seal", time.perf_counter() - between)
-        entry = Entry(chunk_id, placed.pack, placed.slot, placed.length, codec)
         if self._shop.equal is not None:
-            self._shop.equal.settle(entry)
-        tally.chunks_stored += 1
-        tally.stored += placed.length
-        return entry
+            self._shop.equal.settle_all(entries)
+        tally.chunks_stored += len(entries)
+        tally.stored += sum(entry.length for entry in entries)
+        return entries
 
     def _is_zero(self, data: memoryview) -> bool:
         """Look at three bytes first: nearly all that isn't zero shows there, and costs nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -20,7 +20,8 @@ from orchestrator.repository.pack import CODEC_SHIFT, LENGTH_MASK, Entry
 TABLE_BYTES = 64 << 20
 IDS_BYTES = 16 << 20
 """Memory for full ids; those of older packs are read back from the packs' footers when a hit must be confirmed."""
-_ENTRY = struct.Struct("<QQ")
+_ENTRY_BYTES = 16
+_TAGS = struct.Struct("<QQ")
 _PROBES = 64
 """Entries looked at from a chunk's own place on. Beyond three quarters full, old entries make room."""
 _SLOT_BITS = 24
@@ -43,11 +44,13 @@ class EqualChunks:
 
     def __init__(self, expected: int, recall: Callable[[ObjectRef], bytes | None] | None = None) -> None:
         """Size the table for at most `expected` chunks. `recall(pack)`: a stored pack's records, joined."""
-        wanted = max(expected * 2, 1024) * _ENTRY.size
+        wanted = max(expected * 2, 1024) * _ENTRY_BYTES
         size = 1 << (min(wanted, TABLE_BYTES) - 1).bit_length()
-        self._entries = size // _ENTRY.size
+        self._entries = size // _ENTRY_BYTES
         self._turn = 0
         self._table = bytearray(size)
+        self._words = memoryview(self._table).cast("Q")
+        """Two for each entry: 8 bytes of the id, of which 0 says that there is none; and pack and slot."""
         self._recall = recall
         self._packs: list[ObjectRef] = []
         self._ordinals: dict[ObjectRef, int] = {}
@@ -77,13 +80,37 @@ class EqualChunks:
                     return Place(entry), False
             checked += candidates
 
-    def settle(self, entry: Entry) -> None:
-        """Say where the claimed chunk was stored."""
+    def claim_all(self, ids: Sequence[bytes]) -> list[Place | None]:
+        """Claim many chunks at once; None: the caller's to settle. One that comes twice among them is claimed once."""
+        places: list[Place | None] = [None] * len(ids)
+        doubtful = []
+        pending = self._pending
         with self._lock:
-            self._insert(entry)
-            place = self._pending.pop(entry.id, None)
-            if place is not None:
-                place.entry = entry
+            for position, chunk_id in enumerate(ids):
+                place = pending.get(chunk_id)
+                if place is not None:
+                    places[position] = place
+                elif self._candidates(chunk_id):
+                    doubtful.append(position)
+                else:
+                    pending[chunk_id] = Place()
+        for position in doubtful:
+            place, mine = self.claim(ids[position])
+            places[position] = None if mine else place
+        return places
+
+    def settle(self, entry: Entry) -> None:
+        """Say where a claimed chunk was stored."""
+        self.settle_all([entry])
+
+    def settle_all(self, entries: Iterable[Entry]) -> None:
+        """Say where claimed chunks were stored."""
+        with self._lock:
+            for entry in entries:
+                self._insert(entry)
+                place = self._pending.pop(entry.id, None)
+                if place is not None:
+                    place.entry = entry
 
     def add(self, entry: Entry) -> None:
         """Remember a chunk that an earlier try stored."""
@@ -105,14 +132,16 @@ class EqualChunks:
         kept += record(entry.slot, entry.id, entry.length, entry.codec)
         self._ids_bytes += _RECORD.size
         self._forget()
+        words, entries = self._words, self._entries
         tag, home = self._home(entry.id)
-        for at in self._probe(home):
-            if _ENTRY.unpack_from(self._table, at)[0] == 0:
+        for step in range(min(_PROBES, entries)):
+            at = (home + step) % entries * 2
+            if not words[at]:
                 break
         else:  # no room near its place: an older entry goes
             self._turn = (self._turn + 1) % _PROBES
-            at = (home + self._turn) % self._entries * _ENTRY.size
-        _ENTRY.pack_into(self._table, at, tag, pack << _SLOT_BITS | entry.slot)
+            at = (home + self._turn) % entries * 2
+        words[at], words[at + 1] = tag, pack << _SLOT_BITS | entry.slot
 
     def _forget(self) -> None:
         while self._ids_bytes > IDS_BYTES and len(self._ids) > 1:
@@ -120,22 +149,22 @@ class EqualChunks:
             self._ids_bytes -= len(dropped)
 
     def _candidates(self, chunk_id: bytes) -> list[tuple[int, int]]:
+        words, entries = self._words, self._entries
         tag, home = self._home(chunk_id)
-        found = []
-        for at in self._probe(home):
-            known, where = _ENTRY.unpack_from(self._table, at)
-            if known == tag:
-                found.append((where >> _SLOT_BITS, where & ((1 << _SLOT_BITS) - 1)))
-            elif known == 0:
+        found: list[tuple[int, int]] = []
+        for step in range(min(_PROBES, entries)):
+            at = (home + step) % entries * 2
+            known = words[at]
+            if not known:
                 break
+            if known == tag:
+                where = words[at + 1]
+                found.append((where >> _SLOT_BITS, where & ((1 << _SLOT_BITS) - 1)))
         return found
 
-    def _probe(self, home: int) -> Iterator[int]:
-        for step in range(min(_PROBES, self._entries)):
-            yield (home + step) % self._entries * _ENTRY.size
-
     def _home(self, chunk_id: bytes) -> tuple[int, int]:
-        return int.from_bytes(chunk_id[:8], "little") or 1, int.from_bytes(chunk_id[8:16], "little") % self._entries
+        tag, home = _TAGS.unpack_from(chunk_id)
+        return tag or 1, home % self._entries
 
     def _confirmed(self, pack: int, slot: int, chunk_id: bytes) -> Entry | None:
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from orchestrator.repository.crypto import TAG, Bytes
@@ -25,6 +25,7 @@ TRAILER = struct.Struct("<II8s")
 MAX_FOOTER = 64 << 20
 """Bytes of the largest footer that is read: 1.4 million chunks."""
 TRAILER_MAGIC = b"TMFOOTER"
+_PADDING = bytes(SLOT_UNIT)
 
 
 class Entry(NamedTuple):
@@ -39,12 +40,13 @@ class Entry(NamedTuple):
     codec: int
 
 
-class Placed(NamedTuple):
-    """Where a pack writer put a chunk."""
+class Packed(NamedTuple):
+    """A chunk about to be sealed: where it belongs, what it is, and its bytes as `codec` left them."""
 
-    pack: ObjectRef
-    slot: int
-    length: int
+    chunk: int
+    id: bytes
+    data: Bytes
+    codec: int
 
 
 class FooterEntry(NamedTuple):
@@ -84,23 +86,40 @@ class PackBuilder:
         """Return how many chunks are in."""
         return len(self._footer) // FOOTER_ENTRY.size
 
-    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Placed | None:
+    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Entry | None:
         """Seal one chunk (already compressed by `codec`); None when it doesn't fit any more."""
-        length = len(data) + TAG
-        if length > LENGTH_MASK:
-            raise ValueError(f"a chunk of {len(data)} bytes")
+        return next(iter(self.add_all([Packed(index, chunk_id, data, codec)])), None)
+
+    def add_all(self, chunks: Sequence[Packed]) -> list[Entry]:
+        """Seal chunks in their order, as many as fit, and say where they are."""
+        entries = self._reserve(chunks)
+        view, seal_into = self._view, self._cipher.seal_into
+        for chunk, (_, _, slot, length, _) in zip(chunks, entries, strict=False):
+            start = slot * SLOT_UNIT
+            end = start + length
+            seal_into(slot, chunk.data, view[start:end])
+            # Reused memory: what an earlier pack left between two frames must not go into this one.
+            rest = -length % SLOT_UNIT
+            view[end : end + rest] = _PADDING[:rest]
+        return entries
+
+    def _reserve(self, chunks: Sequence[Packed]) -> list[Entry]:
+        """Take places for as many chunks as fit."""
+        longest = max(len(chunk.data) for chunk in chunks)
+        if longest + TAG > LENGTH_MASK:
+            raise ValueError(f"a chunk of {longest} bytes")
+        entries = []
         with self._lock:
-            slot, after = self._next, self._next + slots_of(length)
-            footer = len(self._footer) + FOOTER_ENTRY.size + TAG
-            if (after + slots_of(footer)) * SLOT_UNIT + TRAILER.size > len(self._buffer):
-                return None
-            self._next = after
-            self._footer += FOOTER_ENTRY.pack(index, chunk_id, slot, length | codec << CODEC_SHIFT)
-        start = slot * SLOT_UNIT
-        self._cipher.seal_into(slot, data, self._view[start : start + length])
-        # Reused memory: what an earlier pack left between two frames must not go into this one.
-        self._view[start + length : after * SLOT_UNIT] = bytes(after * SLOT_UNIT - start - length)
-        return Placed(self.ref, slot, length)
+            for index, chunk_id, data, codec in chunks:
+                length = len(data) + TAG
+                slot, after = self._next, self._next + slots_of(length)
+                footer = len(self._footer) + FOOTER_ENTRY.size + TAG
+                if (after + slots_of(footer)) * SLOT_UNIT + TRAILER.size > len(self._buffer):
+                    break
+                self._next = after
+                self._footer += FOOTER_ENTRY.pack(index, chunk_id, slot, length | codec << CODEC_SHIFT)
+                entries.append(Entry(chunk_id, self.ref, slot, length, codec))
+        return entries
 
     def finish(self) -> memoryview:
         """Seal the footer and return the object's bytes (a view of the buffer)."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import mmap
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from orchestrator.repository.buffers import big_buffer
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
 from orchestrator.repository.layout import PACK_TARGET
-from orchestrator.repository.pack import PackBuilder, Placed
+from orchestrator.repository.pack import Entry, PackBuilder, Packed
 from orchestrator.repository.vault import Vault
 
 
@@ -44,17 +45,26 @@ class PackWriter:
         """Bytes of finished packs."""
         self.packs = 0
 
-    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Placed:
-        """Seal one chunk into the open pack and say where; from any thread but the loop's. Raises upload errors."""
-        while True:
+    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Entry:
+        """Seal one chunk into the open pack and say where; as `add_all` does."""
+        return self.add_all([Packed(index, chunk_id, data, codec)])[0]
+
+    def add_all(self, chunks: Sequence[Packed]) -> list[Entry]:
+        """Seal chunks into the open pack, and the next ones, and say where each is.
+
+        From any thread but the loop's. Raises upload errors.
+        """
+        entries: list[Entry] = []
+        while len(entries) < len(chunks):
             filling = self._enter()
-            placed = None
             try:
-                placed = filling.pack.add(index, chunk_id, data, codec)
-            finally:
-                self._leave(filling, full=placed is None)
-            if placed is not None:
-                return placed
+                entries += filling.pack.add_all(chunks[len(entries) :])
+            except BaseException:  # a place that was taken and never sealed must not go up
+                filling.sent = True
+                self._leave(filling, full=True)
+                raise
+            self._leave(filling, full=len(entries) < len(chunks))
+        return entries
 
     async def finish(self) -> None:
         """Upload what is open and wait for every upload; raises the first upload error."""
@@ -105,7 +115,7 @@ class PackWriter:
         with self._changed:
             filling.users -= 1
             if full and self._open is filling:
-                if not filling.pack.count:
+                if not filling.pack.count and not filling.sent:
                     raise ValueError(f"a chunk doesn't fit into an empty pack of {self._target} bytes")
                 self._open = None
             if self._open is not filling and not filling.users and not filling.sent:

@@ -51,6 +51,26 @@ def test_a_chunk_being_stored_by_another_thread_is_waited_for_and_not_stored_twi
     assert first.entry == second.entry == entry(1)
 
 
+def test_of_many_chunks_claimed_at_once_each_is_stored_once() -> None:
+    # given a chunk that is stored, and one that another thread is storing
+    table = EqualChunks(10)
+    table.claim(chunk_id(1))
+    table.settle(entry(1))
+    elsewhere, _ = table.claim(chunk_id(2))
+    # when these and two new ones come together, each of them twice, and a lookalike of the first
+    lookalike = chunk_id(1)[:-1] + bytes((chunk_id(1)[-1] ^ 1,))
+    wanted = [chunk_id(n) for n in (3, 1, 2, 4, 3, 1, 2, 4)] + [lookalike] * 2
+    places = table.claim_all(wanted)
+    # then those that nobody stores are the caller's, once, and all the others have a place
+    assert [at for at, place in enumerate(places) if place is None] == [0, 3, 8]
+    assert places[1] == places[5] == Place(entry(1))
+    assert places[2] is places[6] is elsewhere
+    # and what the caller stores settles the second of each
+    table.settle_all([entry(3), entry(4)])
+    assert (places[4], places[7]) == (Place(entry(3)), Place(entry(4)))
+    assert places[9] == Place(None)
+
+
 def test_two_ids_that_agree_only_in_part_are_different_chunks() -> None:
     # given a stored chunk, and another whose id differs in its last byte only
     table = EqualChunks(10)

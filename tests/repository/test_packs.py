@@ -8,12 +8,14 @@ import random
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from orchestrator.repository.compression import compress
+from orchestrator.repository.crypto import ObjectCipher
 from orchestrator.repository.errors import Damaged, StoreUnavailable
-from orchestrator.repository.pack import Entry, PackBuilder, Placed, open_footer, read_footer
+from orchestrator.repository.pack import Entry, PackBuilder, Packed, open_footer, read_footer
 from orchestrator.repository.packreader import PackReader
 from orchestrator.repository.packwriter import PackWriter
 from orchestrator.repository.salvage import salvage
@@ -39,8 +41,7 @@ async def _write(vault: Vault, count: int, threads: int, *, target: int, buffers
         for index in range(part, count, threads):
             chunk_id = vault.keys.chunk_id(_chunk(index))
             codec, packed = compress(_chunk(index))
-            placed: Placed = writer.add(index, chunk_id, packed, codec)
-            entries[index] = Entry(chunk_id, *placed, codec)
+            entries[index] = writer.add(index, chunk_id, packed, codec)
 
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(threads) as pool:
@@ -86,6 +87,38 @@ async def test_the_first_upload_error_ends_every_add(vault: Vault) -> None:
     faulty = FaultyStore.at(vault.store, 2, Fault.ERROR)
     with pytest.raises(StoreUnavailable):
         await _write(Vault(faulty, vault.keys), 600, 3, target=60_000, buffers=1)
+
+
+async def test_a_pack_with_a_place_that_was_never_filled_does_not_go_up(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given chunks of which one can't be sealed
+    counting = CountingStore(vault.store)
+    vault = Vault(counting, vault.keys)
+    writer = PackWriter(vault, INTENT, asyncio.get_running_loop(), target=100_000)
+    chunks = [Packed(index, bytes(32), bytes(100), 0) for index in range(8)]
+    left = [True] * 5
+    seal = ObjectCipher.seal_into
+
+    def break_down(*given: Any, **named: Any) -> int:
+        if left.pop():
+            return seal(*given, **named)
+        raise MemoryError
+
+    left.insert(0, False)
+    monkeypatch.setattr(ObjectCipher, "seal_into", break_down)
+    # when they are added
+    with pytest.raises(MemoryError):
+        await asyncio.to_thread(writer.add_all, chunks)
+    monkeypatch.undo()
+    # then no footer names places with nothing in them, and what comes next goes into another pack
+    entries = await asyncio.to_thread(writer.add_all, chunks)
+    await writer.finish()
+    assert counting.requests["put"] == 1
+    info = await vault.store.head(vault.names.pack(entries[0].pack))
+    assert info is not None
+    footer = await read_footer(vault, entries[0].pack, info.size)
+    assert [(one.chunk, one.slot) for one in footer] == [(at, entry.slot) for at, entry in enumerate(entries)]
 
 
 async def test_adds_wait_while_every_buffer_is_on_its_way(vault: Vault) -> None:
@@ -148,8 +181,8 @@ async def test_a_chunk_that_is_not_the_one_named_is_refused_even_if_its_seal_is_
     await vault.store.put_new(pack.name, pack.finish())
     reader = PackReader(vault, SIZE)
     with pytest.raises(Damaged, match="isn't the one"):
-        await reader.read(Entry(wanted, *placed, 0))
+        await reader.read(placed)
     with pytest.raises(Damaged):
-        await reader.read(Entry(wanted, *placed, 1))
+        await reader.read(placed._replace(codec=1))
     with pytest.raises(Damaged):
-        await reader.read(Entry(wanted, placed.pack, placed.slot, placed.length + 1, 0))
+        await reader.read(placed._replace(length=placed.length + 1))
