@@ -105,7 +105,7 @@ class PackReader:
     def weight(places: Sequence[tuple[int, int]]) -> int:
         """Return how many bytes fetching chunks (slot, sealed length) of one pack puts into memory."""
         ranges = [(slot * SLOT_UNIT, length) for slot, length in places]
-        return sum(size for _, size, _ in _joined(ranges) or coalesce(ranges))
+        return sum(size for _, size, _ in _joined(ranges))
 
     async def _fetch_moved(self, target: ObjectRef, places: Sequence[tuple[Entry, int]]) -> list[Sealed]:
         try:
@@ -170,16 +170,15 @@ class PackReader:
 
     async def _pieces(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
         joined = _joined(ranges)
-        if joined is None:
-            return await self._vault.store.get_ranges(name, ranges)
         whole = await self._vault.store.get_ranges(name, [(start, size) for start, size, _ in joined])
         return _cut(ranges, joined, whole)
 
 
-def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]] | None:
-    """Join ranges of a pack through what is dead between them, if that is cheaper; None: as the store joins them."""
-    best, found = _cost(coalesce(ranges)), None
-    for gap in GAPS if best > REQUEST_BYTES else ():
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """Join ranges of a pack that are near, and through more of what is dead if that is cheaper than more requests."""
+    found = coalesce(ranges)
+    best = _cost(found)
+    for gap in GAPS if len(found) > 1 else ():
         joined = coalesce(ranges, gap)
         if _cost(joined) < best:
             best, found = _cost(joined), joined

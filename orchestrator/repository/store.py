@@ -92,17 +92,21 @@ def check_size(key: str, size: int) -> None:
 
 def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_GAP) -> list[tuple[int, int, list[int]]]:
     """Join (start, length) ranges less than `gap` bytes apart: (start, length, positions in `ranges`), ascending."""
-    order = sorted(range(len(ranges)), key=ranges.__getitem__)
     joined: list[tuple[int, int, list[int]]] = []
-    for position in order:
+    first = end = 0
+    members: list[int] = []
+    for position in sorted(range(len(ranges)), key=ranges.__getitem__):
         start, length = ranges[position]
-        if joined:
-            first, size, members = joined[-1]
-            end = max(first + size, start + length)
-            if start <= first + size + gap and end - first <= COALESCE_LIMIT:
-                joined[-1] = (first, end - first, [*members, position])
-                continue
-        joined.append((start, length, [position]))
+        stop = start + length
+        if members and start <= end + gap and max(end, stop) - first <= COALESCE_LIMIT:
+            end = max(end, stop)
+            members.append(position)
+            continue
+        if members:
+            joined.append((first, end - first, members))
+        first, end, members = start, stop, [position]
+    if members:
+        joined.append((first, end - first, members))
     return joined
 
 
