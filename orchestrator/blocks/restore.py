@@ -11,8 +11,9 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from orchestrator.blocks.crew import Channel, Crew
 from orchestrator.blocks.stretch import GROUP_CHUNKS, Stretch
@@ -21,6 +22,7 @@ from orchestrator.blocks.target import Target
 from orchestrator.blocks.throttle import Throttle
 from orchestrator.repository.buffers import big_buffer, keep_freed_memory
 from orchestrator.repository.chunkmap import MapReader
+from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import Damaged
 from orchestrator.repository.layout import PACK_TARGET, ObjectRef
 from orchestrator.repository.manifest import Manifest
@@ -32,8 +34,9 @@ GROUP_BYTES = PACK_TARGET
 """Bytes that are fetched together: a pack whose chunks are all wanted comes in one request."""
 FETCHERS = 3
 """Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
-BATCH_CHUNKS = 16
-"""Fetched chunks that one writer takes at once."""
+BATCH_BYTES, DIRECT_BATCH_BYTES, BATCH_CHUNKS = 1 << 20, 4 << 20, 64
+"""Of the volume: what one writer takes, opens and writes at once. Chunks in a row are one write; past the page cache
+each write waits for the disk, so that fewer and larger ones pay."""
 STRETCH_CHUNKS = 64 * 1024
 """Chunks looked at together when deciding what to fetch together: 16 GiB, in some 10 MiB of memory."""
 ZERO_STEP = 1 << 30
@@ -108,6 +111,10 @@ class _Writing:
     ) -> None:
         root = manifest.root
         self._size, self._chunk = root.volume_size, root.chunk_size
+        batch = DIRECT_BATCH_BYTES if target.direct else BATCH_BYTES
+        self._together = min(max(batch // root.chunk_size, 1), BATCH_CHUNKS)
+        limited = options.bandwidth_limit is not None or options.iops_limit is not None
+        self._row = 1 if limited else self._together
         self._map = MapReader(vault, root)
         self._packs = PackReader(vault, root.chunk_size)
         self._target, self._tallies = target, tallies
@@ -192,11 +199,11 @@ class _Writing:
         fetched = Fetched(len(found), lambda: self._room.put(True))
         found.reverse()
         while found:
-            some = [found.pop() for _ in range(min(BATCH_CHUNKS, len(found)))]
+            some = [found.pop() for _ in range(min(self._together, len(found)))]
             # Taken from the end: what is written is let go of at once.
             self._ready.put(([(sealed, group[sealed.entry]) for sealed in reversed(some)], fetched))
 
-    def write_some(self, tally: Tally, scratch: memoryview) -> bool:
+    def write_some(self, tally: Tally, scratch: Sequence[memoryview]) -> bool:
         """Write the next fetched chunks; False when there are no more."""
         batch = self._ready.get()
         if batch is None:
@@ -204,13 +211,7 @@ class _Writing:
         chunks, fetched = batch
         del batch
         count = len(chunks)
-        while chunks:  # a chunk that is kept would keep all that came with it
-            self._crew.check()
-            sealed, indexes = chunks.pop()
-            tally.fetched += sealed.entry.length
-            tally.chunks_read += 1
-            self._put(sealed, indexes, tally, scratch)
-            del sealed
+        self._write(self._open(chunks, tally, scratch), tally)
         if fetched.wrote(count):
             with tally.stage("sync"):
                 self._target.start_sync()
@@ -222,25 +223,54 @@ class _Writing:
             by_pack.setdefault(entry.pack, []).append(entry)
         return await self._packs.fetch_all(by_pack)
 
-    def scratch(self) -> memoryview:
-        """Return memory for one writer to open chunks in."""
-        return memoryview(big_buffer(self._chunk))
+    def scratch(self) -> list[memoryview]:
+        """Return memory for one writer to open the chunks of a batch in."""
+        memory = memoryview(big_buffer(self._together * self._chunk))
+        return [memory[at : at + self._chunk] for at in range(0, len(memory), self._chunk)]
 
-    def _put(self, sealed: Sealed, indexes: list[int], tally: Tally, scratch: memoryview) -> None:
-        """Open one chunk and write it wherever it belongs."""
+    def _open(
+        self, chunks: list[tuple[Sealed, list[int]]], tally: Tally, scratch: Sequence[memoryview]
+    ) -> list[tuple[int, Bytes]]:
+        """Open chunks, and return offsets and what belongs there, in order."""
         started = time.perf_counter()
-        plain = self._packs.open(sealed, scratch)
-        opened = time.perf_counter()
-        tally.add_seconds("open", opened - started)
-        for index in indexes:
-            offset = index * self._chunk
-            if len(plain) != min(self._chunk, self._size - offset):
-                raise Damaged(sealed.cipher.name, f"slot {sealed.slot} has not the length of chunk {index}")
-            self._throttle.take(len(plain))
-            self._target.write(offset, plain)
-            tally.written += len(plain)
-            tally.done += len(plain)
-        tally.add_seconds("write", time.perf_counter() - opened)
+        tally.chunks_read += len(chunks)
+        pieces: list[tuple[int, Bytes]] = []
+        for room in scratch[: len(chunks)]:
+            sealed, indexes = chunks.pop()  # a chunk that is kept would keep all that came with it
+            tally.fetched += sealed.entry.length
+            plain = self._packs.open(sealed, room)
+            if self._target.direct and not isinstance(plain, memoryview):
+                room[: len(plain)] = plain  # a page of its own
+                plain = room[: len(plain)]
+            for index in indexes:
+                offset = index * self._chunk
+                if len(plain) != min(self._chunk, self._size - offset):
+                    raise Damaged(sealed.cipher.name, f"slot {sealed.slot} has not the length of chunk {index}")
+                pieces.append((offset, plain))
+        pieces.sort(key=itemgetter(0))
+        tally.add_seconds("open", time.perf_counter() - started)
+        return pieces
+
+    def _write(self, pieces: Sequence[tuple[int, Bytes]], tally: Tally) -> None:
+        """Write pieces wherever they belong, those in a row at once."""
+        first = 0
+        while first < len(pieces):
+            self._crew.check()
+            offset = pieces[first][0]
+            row: list[Bytes] = []
+            length = 0
+            for at, plain in pieces[first : first + self._row]:
+                if at != offset + length:
+                    break
+                row.append(plain)
+                length += len(plain)
+            self._throttle.take(length)
+            started = time.perf_counter()
+            self._target.write_all(offset, row)
+            tally.add_seconds("write", time.perf_counter() - started)
+            tally.written += length
+            tally.done += length
+            first += len(row)
 
 
 class _Writer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import threading
 import time
@@ -183,9 +185,9 @@ class Keeping(MemoryStore):
 class SlowTarget(Target):
     """Takes its time for each write, so that whoever fetches ahead without a bound does so."""
 
-    def write(self, offset: int, data: Bytes) -> None:
+    def write_all(self, offset: int, pieces: Sequence[Bytes]) -> None:
         time.sleep(0.002)
-        super().write(offset, data)
+        super().write_all(offset, pieces)
 
 
 async def test_no_more_packs_are_in_memory_than_fetchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +207,35 @@ async def test_no_more_packs_are_in_memory_than_fetchers(tmp_path: Path, monkeyp
     assert store.requests > 15
     assert 2 <= store.most <= restore.FETCHERS
     assert store.alive == 0
+
+
+async def test_all_that_goes_past_the_page_cache_lies_on_pages_of_its_own(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a point whose chunks are compressed or not, some of them equal, and a target that takes direct writes
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.noise(0, 10 * CHUNK)
+    volume.text(10 * CHUNK, 10 * CHUNK)
+    volume.write(20 * CHUNK, b"equal" * CHUNK)
+    manifest, _ = await open_manifest(vault, (await take(vault, volume.path)).ref.key)
+    written, write = [0], os.pwritev
+
+    def aligned_only(descriptor: int, pieces: Sequence[memoryview], offset: int) -> int:
+        for piece in pieces:
+            if ctypes.addressof(ctypes.c_char.from_buffer(piece)) % 4096:
+                raise OSError(errno.EINVAL, "not aligned")
+        written[0] += (done := write(descriptor, pieces, offset))
+        return done
+
+    monkeypatch.setattr(os, "pwritev", aligned_only)
+    # when it is restored
+    with Target.create(tmp_path / "back", SIZE) as target:
+        target._direct = os.dup(target._fd)
+        total = await write_point(vault, manifest, target)
+    # then nothing of it was refused for where it lay in memory
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
+    assert 25 * CHUNK <= written[0] <= total.written
+    assert total.written - written[0] < CHUNK, "only the volume's odd end goes another way"
 
 
 class Noting(Target):

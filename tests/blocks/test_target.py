@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from orchestrator.blocks.errors import (
     DeviceMissing,
+    DeviceWriteFailed,
     NotADevice,
     TargetExists,
     TargetFull,
@@ -153,6 +155,65 @@ def test_no_room_is_named_as_such() -> None:
         pytest.raises(TargetFull, match="/dev/full"),
     ):
         target.write(0, b"x")
+
+
+@pytest.mark.parametrize("most", [1, 4096, 4197, 5000, 16380, 1 << 20])
+@pytest.mark.parametrize("sizes", [[4096, 8192, 4096], [4096, 100, 7]])
+def test_pieces_in_a_row_are_whole_however_little_the_kernel_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, sizes: list[int]
+) -> None:
+    # given a kernel that takes at most so many bytes of a row
+    def some(descriptor: int, pieces: Sequence[bytes], offset: int) -> int:
+        return write(descriptor, b"".join(pieces)[:most], offset)
+
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwritev", some)
+    pieces = [os.urandom(size) for size in sizes]
+    with Target.create(tmp_path / "new", 1 << 20) as target:
+        # when pieces are written, past the page cache or through it
+        target._direct = -1
+        target.write_all(4096, pieces)
+        target._direct = os.dup(target._fd)
+        target.write_all(8 * 4096, pieces)
+    # then they are there, and nothing else
+    expected = bytearray(1 << 20)
+    for offset in (4096, 8 * 4096):
+        expected[offset : offset + sum(sizes)] = b"".join(pieces)
+    assert (tmp_path / "new").read_bytes() == expected
+
+
+def test_what_direct_writes_refuse_is_written_all_the_same_and_an_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a device that refuses direct writes, then one that breaks
+    answers = [errno.EINVAL, errno.EIO]
+
+    def refuse(*_: object) -> int:
+        raise OSError(answers[0], os.strerror(answers.pop(0)))
+
+    monkeypatch.setattr(os, "pwritev", refuse)
+    with Target.create(tmp_path / "new", 8192) as target:
+        target._direct = os.dup(target._fd)
+        target.write_all(0, [b"a" * 4096])
+        with pytest.raises(DeviceWriteFailed):
+            target.write_all(4096, [b"b" * 4096])
+    assert (tmp_path / "new").read_bytes() == b"a" * 4096 + bytes(4096)
+
+
+def test_only_whole_pages_go_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = os.pwritev
+
+    def noting(descriptor: int, pieces: Sequence[bytes], offset: int) -> int:
+        written.append(descriptor)
+        return write(descriptor, pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", noting)
+    with Target.create(tmp_path / "new", 1 << 20) as target:
+        direct = target._direct = os.dup(target._fd)
+        for offset, sizes in ((0, [4096, 4096]), (8192, [4096, 100]), (16484, [4096, 4096])):
+            target.write_all(offset, [bytes(size) for size in sizes])
+        assert written == [direct, target._fd, target._fd]
 
 
 def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,12 +179,19 @@ def test_a_target_that_reads_back_different_gets_no_name(
 ) -> None:
     # given a medium that changes a byte of what is written to it
     point = person.copies(volume.path, "--create", "--chunk-size", "64K")["point"]
-    write = os.pwrite
+    write, write_row = os.pwrite, os.pwritev
 
     def lying(descriptor: int, content: bytes, offset: int) -> int:
-        return write(descriptor, bytes([content[0] ^ 1, *content[1:]]) if offset == 4 * CHUNK else content, offset)
+        return write(descriptor, _lie(content, offset), offset)
+
+    def lying_in_a_row(descriptor: int, pieces: Sequence[bytes], offset: int) -> int:
+        return write_row(descriptor, [_lie(piece, offset + at * CHUNK) for at, piece in enumerate(pieces)], offset)
+
+    def _lie(content: bytes, offset: int) -> bytes:
+        return bytes([content[0] ^ 1, *content[1:]]) if offset == 4 * CHUNK else content
 
     monkeypatch.setattr(os, "pwrite", lying)
+    monkeypatch.setattr(os, "pwritev", lying_in_a_row)
     # when a point is brought back
     code, _, said = person.types("restore", "--point", point, "--to", str(tmp_path / "back"))
     # then it is refused, and nothing is left that could be taken for the volume
