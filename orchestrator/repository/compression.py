@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 if sys.version_info >= (3, 14):
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 
 RAW, ZSTD = 0, 1
 LEVEL = 1
+_own = threading.local()
+"""Each thread's compressor: making one for every chunk takes a tenth of what a small chunk takes."""
 
 
 def compress(data: Bytes) -> tuple[int, Bytes]:
     """Return (codec, bytes): zstd-1 if that saves at least 1/16, else the data itself, not copied."""
-    packed = zstd.compress(data, LEVEL)
+    compressor: zstd.ZstdCompressor | None = getattr(_own, "compressor", None)
+    if compressor is None:
+        compressor = zstd.ZstdCompressor(LEVEL)
+    _own.compressor = None  # one that broke off in a frame is never used again
+    packed = compressor.compress(data, compressor.FLUSH_FRAME)
+    _own.compressor = compressor
     if len(packed) <= len(data) - len(data) // 16:
         return ZSTD, packed
     return RAW, data
