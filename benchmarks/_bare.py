@@ -24,7 +24,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
+"""What the engine cuts a volume of this size into."""
 PACK = 52 << 20
 PLACE = b"place"
 

@@ -20,7 +20,7 @@ else:
     from backports import zstd
 
 LEVELS = (LEVEL, -1, -3, -5, -10, 3)
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 
 
 def run(args: Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An increment of 1 % in blocks of 64 KiB, the changed ranges known; restic and borg read everything.
 
-The same changes go into a second repository, where the volume is cut into chunks of 64 KiB, as a policy with
-`options.chunkSize: 64Ki` does: blocks of 64 KiB are then read and stored alone, not with the 256 KiB around each.
+The same changes go into a second repository, where the volume is cut into chunks of 256 KiB, as a policy with
+`options.chunkSize: 256Ki` does: each block of 64 KiB is then read and stored with the 256 KiB around it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from benchmarks._report import Row, size, spread
 from benchmarks._rivals import rivals
 from benchmarks._volume import change, parse_size
 
-SMALL = 64 << 10
-FINE = ", chunks of 64 KiB"
+MIDDLE = 256 << 10
+COARSE = ", chunks of 256 KiB"
 """What follows a contestant's name when it works on the second repository, and a row's place."""
 
 
@@ -35,7 +35,7 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
         tool.backup(bench.volume)
     bases = {
         name: bench.copy(name, chunk_size=chunk)[0].manifest.record.point_id
-        for name, chunk in (("engine", None), ("fine", SMALL))
+        for name, chunk in (("engine", None), ("coarse", MIDDLE))
     }
     lines: list[str] = []
 
@@ -43,8 +43,8 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
         lines[:] = [f"{at} {length}" for at, length in change(bench.volume, bench.ranges, 0.01, turn)]
         return bench.copy("engine", lines, bases["engine"])[1]
 
-    def fine(_: int) -> dict[str, Any]:
-        return bench.copy("fine", lines, bases["fine"])[1]
+    def coarse(_: int) -> dict[str, Any]:
+        return bench.copy("coarse", lines, bases["coarse"])[1]
 
     def process(repository: str) -> Any:
         more = ("--base", bases[repository], "--extents", "-")
@@ -53,7 +53,8 @@ def _measure(bench: Bench, number: int) -> dict[str, Any]:
     def rival(tool: Any) -> Any:
         return lambda _: tool.backup(bench.volume).as_json()
 
-    ours = {"engine": engine, "process": process("engine"), f"engine{FINE}": fine, f"process{FINE}": process("fine")}
+    ours = {"engine": engine, "process": process("engine"), f"engine{COARSE}": coarse}
+    ours[f"process{COARSE}"] = process("coarse")
     return {"volume": bench.size, **rounds(number, **ours, **{tool.name: rival(tool) for tool in tools})}
 
 
@@ -66,9 +67,11 @@ def rows(figures: dict[str, Any]) -> list[Row]:
         if "restic" in found and "borg" in found:
             told = f"{ratio(found['borg'], found['engine'])}x; {spread(found['borg'])}"
             lines.append(Row(f"{place}: engine beside borg", "", told))
-        if f"engine{FINE}" in found:
-            lines += _ours(place + FINE, found[f"engine{FINE}"], found[f"process{FINE}"])
-            lines += _beside(place + FINE, found, f"engine{FINE}", f"process{FINE}")
+        if f"engine{COARSE}" in found:
+            # The goals are for what is done unless somebody asks for another size: these figures are for comparison.
+            other = _ours(place + COARSE, found[f"engine{COARSE}"], found[f"process{COARSE}"])
+            other += _beside(place + COARSE, found, f"engine{COARSE}", f"process{COARSE}")
+            lines += [Row(row.what, "", row.measured) for row in other]
     return lines
 
 

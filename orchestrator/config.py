@@ -48,7 +48,6 @@ class Settings:
     """In-flight work of a deleted object is torn down for at most this long; then the sweeper has it."""
     metrics_address: str = "0.0.0.0:8080"
     cbt_streams_per_driver: int = 2
-    chunk_size: int = 256 * 1024
     leader_elect: bool = True
     extra: dict[str, str] = field(default_factory=dict)
     """`driver/<name>/baseIdSource` and the like: per-driver overrides by name."""

@@ -28,7 +28,7 @@ from orchestrator.repository.crypto import sha256
 from orchestrator.repository.errors import Damaged, PointCancelled, UnsupportedFormat
 from orchestrator.repository.intent import Intent, put_intent
 from orchestrator.repository.keys import NamespaceIdentity
-from orchestrator.repository.layout import MAX_VOLUME
+from orchestrator.repository.layout import MAX_VOLUME, default_chunk_size
 from orchestrator.repository.manifest import (
     Manifest,
     Mode,
@@ -49,7 +49,6 @@ log = logging.getLogger("tidemark.copy")
 NAMESPACE = NamespaceIdentity(cluster_id="offline", uid="offline", name="offline")
 """Under which points without a cluster are kept."""
 DRIVER = "file"
-DEFAULT_CHUNK_SIZE = 256 * 1024
 _POINT = re.compile(r"/[0-9]{12}-([^/]+)\Z")
 
 
@@ -175,7 +174,7 @@ async def make_point(
         lineage = parent_manifest.record.lineage
         chunk_size = chunk_size or parent_manifest.root.chunk_size
     delta = base is not None and extents is not None
-    chunks = await asyncio.to_thread(_planned, path, extents, chunk_size or DEFAULT_CHUNK_SIZE)
+    chunks = await asyncio.to_thread(_planned, path, extents, chunk_size)
     if delta and parent_manifest is not None:
         add_resized(chunks, parent_manifest.root.volume_size)
     own = [key for key in keys if key.startswith(vault.names.lineage(lineage))]
@@ -206,11 +205,11 @@ async def make_point(
     return Made(ref, manifest, chunks.total_bytes)
 
 
-def _planned(path: Path, extents: Iterable[str] | None, chunk_size: int) -> ChunkSet:
+def _planned(path: Path, extents: Iterable[str] | None, chunk_size: int | None) -> ChunkSet:
     with Source.open(path) as source:
         if source.size > MAX_VOLUME:  # before a bit for each chunk of it is asked of memory
             raise VolumeTooLarge(source.size)
-        chunks = ChunkSet(source.size, chunk_size)
+        chunks = ChunkSet(source.size, chunk_size or default_chunk_size(source.size))
         if extents is not None:
             parse_extents(extents, chunks)
         else:
@@ -258,6 +257,7 @@ def as_json(made: Made, tallies: Tallies) -> dict[str, object]:
         "manifest": made.ref.key,
         "digest": made.ref.digest,
         "mode": made.manifest.record.actual_mode,
+        "chunkSize": made.manifest.root.chunk_size,
         "stats": msgspec.to_builtins(made.manifest.stats),
         "planned": made.planned_bytes,
         "threadSeconds": {stage: round(seconds, 4) for stage, seconds in tallies.sum().seconds.items()},

@@ -30,6 +30,8 @@ fill the memory of the controller, which opens those of everybody. Lists (shards
 MAX_VOLUME = 1 << 50
 """Bytes of the largest volume: who forges a manifest must not be able to send us through a map without end."""
 CHUNK_SIZES = (64 * 1024, 256 * 1024, 1024 * 1024)
+SMALL_CHUNKS_UP_TO = 1 << 42
+"""Bytes of the largest volume that is cut in the smallest chunks unless its owner says otherwise: 2^26 of them."""
 
 HEADER_KEY = "tidemark"
 KEYS_PREFIX = "keys/"
@@ -41,6 +43,11 @@ SMALL_PARTS = frozenset({"tidemark", "keys", "namespaces", "points", "removing"}
 OWN_PREFIXES = (KEYS_PREFIX, NAMESPACES_PREFIX, LOCKS_PREFIX, PROBE_PREFIX, "n/")
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
+
+
+def default_chunk_size(volume_size: int) -> int:
+    """Return how finely a volume of so many bytes is cut at its first point when nobody says how."""
+    return CHUNK_SIZES[0] if volume_size <= SMALL_CHUNKS_UP_TO else CHUNK_SIZES[1]
 
 
 class Kind(IntEnum):

@@ -18,7 +18,7 @@ from orchestrator.config import Settings
 pytestmark = pytest.mark.quick
 
 FIXED = {
-    "mover_command", "finalizer_bound_s", "cbt_streams_per_driver", "chunk_size", "extra",
+    "mover_command", "finalizer_bound_s", "cbt_streams_per_driver", "extra",
     "pod_overdue_s",
 }  # fmt: skip
 """Settings that no installation sets: part of the build or the format, or bounds with room for every use."""

@@ -147,6 +147,24 @@ def test_a_volume_whose_name_is_no_text_is_backed_up_and_listed(tmp_path: Path, 
     assert (tmp_path / "back").read_bytes() == b"content"
 
 
+def test_a_volume_is_cut_finely_unless_it_is_huge_or_its_owner_says_otherwise_and_stays_so(
+    tmp_path: Path, person: Person
+) -> None:
+    path = tmp_path / "volume"
+    path.write_bytes(b"content")
+    before: str | None = None
+    # when a volume is copied for the first time, in no size or another, and again when it has grown beyond 4 TiB
+    for size, given, cut in ((1 << 42, [], 64), (2 << 42, [], 64), (2 << 42, ["--chunk-size", "1M"], 1024)):
+        os.truncate(path, size)
+        made = person.copies(path, *([] if before else ["--create"]), *given)
+        assert (made["chunkSize"], before is None or made["stats"]["chunksReused"]) == (cut * 1024, cut == 64)
+        before = made["point"]
+    # and one that is huge from the first
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate((1 << 42) + 1)
+    assert person.copies(tmp_path / "huge")["chunkSize"] == 256 * 1024
+
+
 def test_a_number_that_a_stranger_put_at_a_points_name_leaves_numbers_for_the_next_points(
     tmp_path: Path, person: Person, volume: Volume
 ) -> None:

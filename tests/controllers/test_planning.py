@@ -132,11 +132,11 @@ async def kept(volume: Volume) -> list[str]:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("asked", "size"), [({}, 256), ({"chunkSize": "1Mi"}, 1024)])
+@pytest.mark.parametrize(("asked", "size"), [({}, 64), ({"chunkSize": "1Mi"}, 1024)])
 async def test_a_volumes_first_point_is_cut_as_its_policy_says(volume: Volume, asked: Any, size: int) -> None:
     point = await volume.completed(**asked)
     assert await cut(volume, point) == size * KIB
-    assert point.status.chunk_size == {256: "256Ki", 1024: "1Mi"}[size]
+    assert point.status.chunk_size == {64: "64Ki", 1024: "1Mi"}[size]
     assert told(point) is None
     assert await kept(volume) == []
 

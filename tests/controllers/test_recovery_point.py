@@ -24,6 +24,8 @@ from orchestrator.controllers.sweeper import Sweeper
 from orchestrator.volumes.snapshot import original_name
 from tests.controllers.bed import SYSTEM, TENANT, Bed, bed
 
+CHUNK = 64 * 1024
+
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 
@@ -64,17 +66,17 @@ async def points_read_what_changed_and_only_the_newest_snapshot_stays(cluster: B
 
     assert (whole.status.mode, whole.status.reason) == ("allocated", "NoBase")
     assert whole.status.bytes is not None
-    assert whole.status.bytes.read == 256 * 1024
+    assert whole.status.bytes.read == CHUNK
     assert part.status.mode == "delta"
     assert part.status.base is not None
     assert part.status.base.uid == whole.uid
     assert part.status.bytes is not None
-    assert part.status.bytes.read == 256 * 1024
+    assert part.status.bytes.read == 2 * CHUNK
     assert idle.status.mode == "delta"
     assert idle.status.bytes is not None
     assert (idle.status.bytes.read, idle.status.bytes.uploaded, idle.status.attempts) == (0, 0, 0)
     assert [p.status.sequence for p in (whole, part, idle)] == [1, 2, 3]
-    assert [p.status.bytes and p.status.bytes.allocated for p in (whole, part, idle)] == [1 << 18, 1 << 19, 1 << 19]
+    assert [p.status.bytes and p.status.bytes.allocated for p in (whole, part, idle)] == [CHUNK, 3 * CHUNK, 3 * CHUNK]
     assert part.status.seconds is not None
     assert min(part.status.seconds.copy, part.status.seconds.commit) > 0
     assert part.status.seconds.copy + part.status.seconds.commit <= part.status.seconds.total

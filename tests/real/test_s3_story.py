@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real, pytest
 
 NAMESPACE = "cloud"
 SIZE = 16 << 20
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 
 
 class Installed:

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytes
 T = TypeVar("T", bound=K8sObject)
 SHOP = "two-zones"
 SIZE = 16 << 20
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -28,7 +28,7 @@ from tests.system.world import SETTINGS, World, digest, world, write
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(300)]
 
 Harm = Callable[[Path], None]
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 USED = 80
 """Chunks with content: more than a page's overlay holds, so that the leaf is an object of its own."""
 SIZE = 24 << 20

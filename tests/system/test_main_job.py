@@ -19,7 +19,7 @@ from tests.system.world import World, digest, write
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 
 SIZE = 8 << 20
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 
 
 async def _restore(found: World, name: str, namespace: str, **spec: object) -> Restore:

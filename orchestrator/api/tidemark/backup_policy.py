@@ -116,8 +116,9 @@ class VolumeOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     chunk_size: Annotated[
         ChunkSize | None,
         Meta(
-            description="How finely a volume is cut: 64Ki for small random writes, 1Mi for large ones; absent: 256Ki. "
-            "Counts for a volume's first point in a repository; a volume with points there keeps what it has."
+            description="How finely a volume is cut: 64Ki for small random writes, 1Mi for large ones; absent: 64Ki, "
+            "256Ki for more than 4Ti. Counts for a volume's first point in a repository; a volume with points there "
+            "keeps what it has."
         ),
     ] = None
     full_every: Annotated[

@@ -27,6 +27,7 @@ from orchestrator.decisions.recovery_point import RecoveryPointSeen
 from orchestrator.errors import MESSAGE_LIMIT, Terminal
 from orchestrator.repository.errors import ObjectMissing
 from orchestrator.repository.intent import Intent, put_intent
+from orchestrator.repository.layout import default_chunk_size
 from orchestrator.repository.manifest import (
     MapRoot,
     PointRecord,
@@ -192,7 +193,7 @@ async def _record(work: Work, seen: RecoveryPointSeen) -> PointRecord:
         raise VolumeVanished(f"The volume of claim {point.spec.pvc_name} was deleted while its point was being planned")
     slice_ = msgspec.convert(volume.spec, type(PersistentVolume().spec))
     class_name = clone_class(work, claim.spec.get("storageClassName"), slice_.storage_class_name, status.driver)
-    spec = point.spec
+    spec, wished = point.spec, point.spec.options.chunk_size
     return PointRecord(
         point_id=point.uid,
         point_name=point.name,
@@ -224,7 +225,7 @@ async def _record(work: Work, seen: RecoveryPointSeen) -> PointRecord:
         requested_mode="delta",
         actual_mode="full",
         volume_size=status.restore_size,
-        chunk_size=spec.options.chunk_size.size_bytes if spec.options.chunk_size else work.context.settings.chunk_size,
+        chunk_size=wished.size_bytes if wished else default_chunk_size(status.restore_size),
     )
 
 
