@@ -223,6 +223,9 @@ class _Copier:
         self._map_turn = asyncio.Lock()
         self._abort: Future[None] | None = None
         window = options.readers * 4
+        unit_bytes = max(record.chunk_size, min(UNIT_BYTES, READ_BYTES // options.readers))
+        self._units = -(-planned[0] // (unit_bytes // record.chunk_size))
+        """Units of work at most: what an earlier try stored needs none."""
         self._shop = Shop(
             source=source,
             chunk_size=record.chunk_size,
@@ -236,7 +239,7 @@ class _Copier:
             packs=self._packs,
             todo=Channel(self._crew, window),
             done=Sequence(self._crew, window),
-            unit_bytes=max(record.chunk_size, min(UNIT_BYTES, READ_BYTES // options.readers)),
+            unit_bytes=unit_bytes,
             skip_same=self._inherits and known is not None and known.root.volume_size == record.volume_size,
         )
 
@@ -295,7 +298,7 @@ class _Copier:
                 await self._others.remember(self._vault, self._shop.equal)
         self._crew.add("feeder", self._feed)
         self._crew.add("mapper", self._map)
-        for number in range(self._options.readers):
+        for number in range(min(self._options.readers, self._units)):
             self._crew.add(f"reader-{number}", Reader(self._shop, self._tallies.new()).run)
         self._crew.watch(self._stop_uploads)
         try:
