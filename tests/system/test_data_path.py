@@ -28,7 +28,8 @@ from tests.system.world import SETTINGS, World, digest, world, write
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(300)]
 
 Harm = Callable[[Path], None]
-CHUNK = 64 * 1024
+CHUNK = 256 * 1024
+"""Four of those that such a volume is cut into."""
 USED = 80
 """Chunks with content: more than a page's overlay holds, so that the leaf is an object of its own."""
 SIZE = 24 << 20
@@ -301,7 +302,7 @@ async def test_a_repository_that_fills_up_says_so_and_goes_on_when_there_is_room
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("full") / "w"
-    with small_disk(folder / "repository", "8m") as disk:
+    with small_disk(folder / "repository", "40m") as disk:
         async with world(folder) as found:
             await found.start_controller()
             image, first, _ = await protected(found, "full", seed=6)
@@ -315,7 +316,7 @@ async def test_a_repository_that_fills_up_says_so_and_goes_on_when_there_is_room
 
             await _some_point(found, "full", "second", full)
             repository = Path(found.repository_url.removeprefix("file://"))
-            enlarge(disk, "32m")
+            enlarge(disk, "120m")
             done = await found.backup_ended("second", "full", within_s=100)
             assert done.status.phase is BackupPhase.COMPLETED, done.status
             (second,) = [p for p in await found.points("full") if p.spec.backup == "second"]
