@@ -38,7 +38,7 @@ BATCH_BYTES, DIRECT_BATCH_BYTES, BATCH_CHUNKS = 1 << 20, 4 << 20, 64
 """Of the volume: what one writer takes, opens and writes at once. Chunks in a row are one write; past the page cache
 each write waits for the disk, so that fewer and larger ones pay."""
 STRETCH_CHUNKS = 64 * 1024
-"""Chunks looked at together when deciding what to fetch together: 16 GiB, in some 10 MiB of memory."""
+"""Chunks looked at together when deciding what to fetch together: 4 GiB at 64 KiB, in some 10 MiB of memory."""
 ZERO_STEP = 1 << 30
 """Bytes forced to zero between two looks at whether to stop."""
 
