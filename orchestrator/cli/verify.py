@@ -54,6 +54,10 @@ def verify(
     for report in reports if spoken else []:
         for hurt in report["hurt"]:
             print(printable(_sentence(report["namespace"], hurt)))
+    again = [name for report in reports for name in report["readAgain"]]
+    if again and spoken:
+        what = f"{len(again)} objects came wrong and, read again, right: the store or the way to it is ill, they aren't"
+        print(printable(f"{what}; first: {again[0]}"))
     if findings or not all(report["ok"] for report in reports):
         raise DamageFound(f"{len(findings)} objects are damaged or missing")
     if spoken:

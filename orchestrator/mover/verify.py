@@ -36,6 +36,9 @@ async def run(config: MoverConfig, arguments: Arguments, reporter: Reporter) -> 
         log.error("%s: %s; hurts %d points", finding.key, finding.what, len(finding.points))
     if len(report.findings) > LOGGED:
         log.error("%d more damaged objects", len(report.findings) - LOGGED)
+    if report.read_again:
+        told = "%d objects came wrong and, read again, right: the store or the way to it is ill, they aren't; first: %s"
+        log.warning(told, len(report.read_again), report.read_again[0])
     reporter.watch(lambda: Progress(stage="done", done=state[1], total=state[1]))
     what = f"{report.points} points, {report.pages} pages, {report.chunks} chunks"
     if report.ok:

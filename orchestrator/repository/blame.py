@@ -5,6 +5,7 @@ What must never happen here: a point blamed that doesn't use what is damaged, or
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -19,6 +20,7 @@ from orchestrator.repository.errors import Damaged, ManifestMissing, ObjectMissi
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, ObjectRef
 from orchestrator.repository.manifest import MapRoot, open_manifest
 from orchestrator.repository.page import Inner, Ref
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.vault import Vault
 
 BATCH_PAGES = 32
@@ -98,7 +100,12 @@ def hurt_points(findings: Iterable[Finding], chunks: Mapping[str, int], points: 
 
 
 async def blame(
-    vault: Vault, found: Iterable[Bad], points: dict[str, Known], known: DamageIndex, clock: Clock | None
+    vault: Vault,
+    found: Iterable[Bad],
+    points: dict[str, Known],
+    known: DamageIndex,
+    clock: Clock | None,
+    again: SecondLook,
 ) -> tuple[list[Finding], Counter[str]]:
     """Find the points that each damaged object hurts; return findings, and how many chunks each point lost.
 
@@ -107,7 +114,7 @@ async def blame(
     """
     index = DamageIndex()
     found = list(found)
-    await _forget_removed(vault, points)
+    await _forget_removed(vault, points, again)
     for bad in found:
         if bad.hurts:
             index.add(bad.kind, bad.ref, bad.slots)
@@ -116,9 +123,9 @@ async def blame(
     losses = Losses(vault, index)
     for key, point in list(points.items()):
         try:
-            of_point = await losses.of(point.root)
+            of_point = await again.at(functools.partial(losses.of, point.root))
         except (Damaged, ObjectMissing):
-            if not await _removed(vault, key):
+            if not await _removed(vault, key, again):
                 raise
             del points[key]
             continue
@@ -145,16 +152,16 @@ async def blame(
     return findings, lost
 
 
-async def _forget_removed(vault: Vault, points: dict[str, Known]) -> None:
+async def _forget_removed(vault: Vault, points: dict[str, Known], again: SecondLook) -> None:
     """Leave out points that were removed while verify ran: maintenance may have swept what only they needed."""
     for key in list(points):
-        if await _removed(vault, key):
+        if await _removed(vault, key, again):
             del points[key]
 
 
-async def _removed(vault: Vault, key: str) -> bool:
+async def _removed(vault: Vault, key: str, again: SecondLook) -> bool:
     try:
-        await open_manifest(vault, key)
+        await again.at(functools.partial(open_manifest, vault, key))
     except (ManifestMissing, PointCancelled):
         return True
     except (Damaged, UnsupportedFormat):

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from orchestrator.repository.crypto import Bytes, ObjectCipher
 from orchestrator.repository.damage import DamageIndex
-from orchestrator.repository.errors import Damaged
+from orchestrator.repository.errors import Damaged, ObjectMissing
 from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.manifest import MapRoot
 from orchestrator.repository.pack import Entry
@@ -37,13 +37,26 @@ class PageReader:
 
         Raises ObjectMissing, Damaged.
         """
+        pages: list[bytes] = []
+        for page in await self.fetch_each(refs):
+            if not isinstance(page, bytes):
+                raise page
+            pages.append(page)
+        return pages
+
+    async def fetch_each(self, refs: Sequence[Ref]) -> list[bytes | Damaged | ObjectMissing]:
+        """Fetch as `fetch` does, and return what is wrong with a page in its place."""
         groups: dict[ObjectRef, list[int]] = {}
         for position, ref in enumerate(refs):
             groups.setdefault(ref.object, []).append(position)
-        found: dict[int, bytes] = {}
+        found: dict[int, bytes | Damaged | ObjectMissing] = {}
         for name, positions in groups.items():
             ranges = [(refs[at].slot * SLOT_UNIT, refs[at].length) for at in positions]
-            pieces = await self.vault.store.get_ranges(self.vault.names.map(name), ranges)
+            try:
+                pieces = await self.vault.store.get_ranges(self.vault.names.map(name), ranges)
+            except ObjectMissing as error:
+                found.update(dict.fromkeys(positions, error))
+                continue
             wanted = [refs[at] for at in positions]
             if sum(map(len, pieces)) > 256 * 1024:
                 plain = await asyncio.to_thread(self._open, wanted, pieces)
@@ -52,8 +65,14 @@ class PageReader:
             found.update(zip(positions, plain, strict=True))
         return [found[position] for position in range(len(refs))]
 
-    def _open(self, refs: Sequence[Ref], pieces: Sequence[Bytes]) -> list[bytes]:
-        return [self._open_one(ref, sealed) for ref, sealed in zip(refs, pieces, strict=True)]
+    def _open(self, refs: Sequence[Ref], pieces: Sequence[Bytes]) -> list[bytes | Damaged]:
+        found: list[bytes | Damaged] = []
+        for ref, sealed in zip(refs, pieces, strict=True):
+            try:
+                found.append(self._open_one(ref, sealed))
+            except Damaged as error:
+                found.append(error)
+        return found
 
     def _open_one(self, ref: Ref, sealed: Bytes) -> bytes:
         name = self.vault.names.map(ref.object)

@@ -6,6 +6,7 @@ A record names an object and the slots in it, or the whole object; that points i
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import struct
 from collections.abc import AsyncIterator, Iterable
@@ -19,6 +20,7 @@ from orchestrator.repository.layout import FAN_OUT, LEAF_CHUNKS, Kind, ObjectRef
 from orchestrator.repository.manifest import Manifest, PointRef, open_manifest
 from orchestrator.repository.pack import Entry
 from orchestrator.repository.record import open_record, seal_record
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.vault import Vault
 
 if TYPE_CHECKING:
@@ -84,18 +86,16 @@ async def put_damage(vault: Vault, record: DamageRecord, slots: Iterable[int]) -
     return name
 
 
-async def load_damage(vault: Vault) -> DamageIndex:
-    """Read all damage records; one listing when there are none."""
-    index = DamageIndex()
+async def load_damage(vault: Vault, again: SecondLook | None = None) -> DamageIndex:
+    """Read all damage records; one listing when there are none. `again`: told of those that opened only then."""
+    index, again = DamageIndex(), again or SecondLook()
     async for found in vault.store.list(vault.names.damaged):
         try:
-            data = await vault.store.get(found.key)
-        except ObjectMissing:
-            continue
-        try:
-            record, tail = open_record(vault, Kind.DAMAGED, found.key, data, DamageRecord)
+            record, tail = await again.at(functools.partial(_open, vault, found.key))
             ref = ObjectRef.parse(bytes.fromhex(record.object))
             slots = [slot for (slot,) in struct.iter_unpack("<I", tail)]
+        except ObjectMissing:
+            continue
         except (Damaged, UnsupportedFormat, ValueError, struct.error):
             # Of another format too: it only says what to read again, and the next verification says that anew.
             index.broken.append(found.key)
@@ -103,6 +103,10 @@ async def load_damage(vault: Vault) -> DamageIndex:
         index.names[found.key] = ref
         index.add(record.kind, ref, slots)
     return index
+
+
+async def _open(vault: Vault, name: str) -> tuple[DamageRecord, bytes]:
+    return open_record(vault, Kind.DAMAGED, name, await vault.store.get(name), DamageRecord)
 
 
 LOOK_S = 45.0

@@ -16,6 +16,7 @@ from orchestrator.repository.layout import SLOT_UNIT, ObjectRef
 from orchestrator.repository.manifest import MapRoot
 from orchestrator.repository.page import Inner, Leaf, Ref
 from orchestrator.repository.partitions import COUNT, Partitions
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.store import COALESCE_GAP
 from orchestrator.repository.vault import Vault
 
@@ -26,13 +27,15 @@ RECENT = 100_000
 LeafSeen = Callable[[Ref, Leaf], None]
 InnerSeen = Callable[[Ref, Inner], None]
 Failed = Callable[[Ref, int, Exception], None]
+Page = bytes | Damaged | ObjectMissing
 
 
 class Marking:
     """Packs and map objects that are reached, as records of 32 bytes in files."""
 
-    def __init__(self, vault: Vault, folder: Path) -> None:
-        self._vault, self._folder = vault, folder
+    def __init__(self, vault: Vault, folder: Path, again: SecondLook | None = None) -> None:
+        """Write files into `folder`. `again`: told of pages that opened at their second reading only."""
+        self._vault, self._folder, self._again = vault, folder, again or SecondLook()
         self._reader = PageReader(vault)
         self._frontier: dict[int, Partitions] = {}
         self._recent: set[bytes] = set()
@@ -77,13 +80,13 @@ class Marking:
         """Read every page reached, from the top level down.
 
         Without `on_error` the first page that can't be read ends it (Damaged, ObjectMissing); with it, such a page is
-        reported and left. Store errors that may pass always end it.
+        read once more by itself, then reported and left. Store errors that may pass always end it.
         """
         for level in range(max(self._frontier, default=-1), -1, -1):
-            waiting: tuple[list[Ref], list[bytes] | None] = ([], [])
+            waiting: tuple[list[Ref], list[Page]] = ([], [])
             for refs in self._batches(level) if level in self._frontier else ():
                 # What was fetched is looked at while the next is on its way.
-                fetch, take = self._fetch(refs, on_error), self._taken(level, *waiting, on_leaf, on_inner, on_error)
+                fetch, take = self._reader.fetch_each(refs), self._taken(level, *waiting, on_leaf, on_inner, on_error)
                 pages, taken = await asyncio.gather(fetch, take, return_exceptions=True)
                 if taken is not None:
                     raise taken
@@ -109,63 +112,64 @@ class Marking:
                 yield batch
             frontier.drop(number)
 
-    async def _fetch(self, refs: Sequence[Ref], on_error: Failed | None) -> list[bytes] | None:
-        """Return the pages; None when one of them can't be read and `on_error` wants to know which."""
-        try:
-            return await self._reader.fetch(refs)
-        except (Damaged, ObjectMissing):
-            if on_error is None:
-                raise
-            return None
-
     async def _taken(
         self,
         level: int,
         refs: Sequence[Ref],
-        pages: list[bytes] | None,
+        pages: Sequence[Page],
         on_leaf: LeafSeen | None,
         on_inner: InnerSeen | None,
         on_error: Failed | None,
     ) -> None:
-        """Look at pages that were fetched; where one of them can't be read, read each by itself."""
-        if pages is None:
-            for ref in refs:
-                await self._read(level, ref, on_leaf, on_inner, on_error)
-            return
+        """Look at pages that were fetched; those that could not be read are read once more."""
+        sound: list[tuple[Ref, bytes]] = []
+        for ref, page in zip(refs, pages, strict=True):
+            if isinstance(page, bytes):
+                sound.append((ref, page))
+            elif on_error is None:
+                raise page
+            else:
+                try:
+                    sound.append((ref, await self._read_again(ref, page)))
+                except (Damaged, ObjectMissing) as error:
+                    on_error(ref, level, error)
         try:
-            await asyncio.to_thread(self._take, level, refs, pages, on_leaf, on_inner)
+            await asyncio.to_thread(self._take, level, sound, on_leaf, on_inner)
         except Damaged:
             if on_error is None:
                 raise
-            for ref in refs:
-                await self._read(level, ref, on_leaf, on_inner, on_error)
+            for one in sound:
+                await self._take_one(level, one, on_leaf, on_inner, on_error)
 
-    async def _read(
+    async def _read_again(self, ref: Ref, first: Damaged | ObjectMissing) -> bytes:
+        (page,) = await self._reader.fetch([ref])
+        if isinstance(first, Damaged):
+            self._again.opened(first.key)
+        return page
+
+    async def _take_one(
         self,
         level: int,
-        ref: Ref,
+        one: tuple[Ref, bytes],
         on_leaf: LeafSeen | None,
         on_inner: InnerSeen | None,
-        on_error: Failed | None,
+        on_error: Failed,
     ) -> None:
+        """Look at one page, which is what its parent names: malformed, it was written so and isn't read again."""
         try:
-            pages = await self._reader.fetch([ref])
-            await asyncio.to_thread(self._take, level, [ref], pages, on_leaf, on_inner)
-        except (Damaged, ObjectMissing) as error:
-            if on_error is None:
-                raise
-            on_error(ref, level, error)
+            await asyncio.to_thread(self._take, level, [one], on_leaf, on_inner)
+        except Damaged as error:
+            on_error(one[0], level, error)
 
     def _take(
         self,
         level: int,
-        refs: Sequence[Ref],
-        pages: Sequence[bytes],
+        pages: Sequence[tuple[Ref, bytes]],
         on_leaf: LeafSeen | None,
         on_inner: InnerSeen | None,
     ) -> None:
         decoded: list[tuple[Ref, Inner | Leaf]] = []
-        for ref, raw in zip(refs, pages, strict=True):
+        for ref, raw in pages:
             try:
                 decoded.append((ref, Inner(raw, level) if level else Leaf(raw)))
             except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import zlib
 from collections.abc import Callable, Sequence, Set
@@ -15,6 +16,7 @@ from orchestrator.repository.layout import SLOT_UNIT, Kind, ObjectRef
 from orchestrator.repository.pack import TRAILER, Entry, open_footer
 from orchestrator.repository.packreader import PackReader, Sealed
 from orchestrator.repository.relocation import open_relocation
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.vault import Vault
 
 READ_BYTES = 16 * 1024 * 1024
@@ -67,8 +69,11 @@ class Sample:
 class PackChecker:
     """Checks packs; several checks may be under way at once."""
 
-    def __init__(self, vault: Vault, sample: Sample, chunk_limit: int, pace: Pace | None = None) -> None:
-        self._vault, self._sample, self._pace = vault, sample, pace
+    def __init__(
+        self, vault: Vault, sample: Sample, chunk_limit: int, pace: Pace | None = None, again: SecondLook | None = None
+    ) -> None:
+        """Check packs of a vault. `again`: told what opened at its second reading only."""
+        self._vault, self._sample, self._pace, self._again = vault, sample, pace, again or SecondLook()
         self._reader = PackReader(vault, chunk_limit)
         self.targets: set[ObjectRef] = set()
         """Packs that moved chunks went to, where every byte is to be read: `check_target` reads what no map names."""
@@ -101,7 +106,7 @@ class PackChecker:
         `asked`: the store was asked for the pack itself. A listing may be behind, and what it leaves out isn't missing.
         """
         try:
-            moved = await open_relocation(self._vault, ref)
+            moved = await self._again.at(functools.partial(open_relocation, self._vault, ref))
         except (Damaged, UnsupportedFormat, ObjectMissing) as error:
             return PackCheck(f"it was moved, and the record of it can't be read: {error}", whole=True)
         if moved is None:
@@ -123,7 +128,7 @@ class PackChecker:
             if info.size > WHOLE_LIMIT:
                 return PackCheck(f"it has {info.size} bytes, which is more than compaction writes", whole=True)
             what = await asyncio.to_thread(self._rest, ref, await self._read(name, info.size))
-            return PackCheck(await self._again(ref, info.size) if what else "", bytes_read=info.size)
+            return PackCheck(await self._rest_again(ref, info.size) if what else "", bytes_read=info.size)
         except ObjectMissing:
             return PackCheck()  # chunks that live in it were found missing already
 
@@ -149,25 +154,29 @@ class PackChecker:
         """Return (slot, what) of the chunks that don't open; each of them was read twice."""
         await self.wait(sum(entry.length for entry in entries))
         try:
-            sealed = await self._reader.fetch(entries[0].pack, entries)
+            # What fails here is the record that says where the pack went: chunks are opened below.
+            sealed = await self._again.at(functools.partial(self._reader.fetch, entries[0].pack, entries))
         except (Damaged, ObjectMissing, UnsupportedFormat) as error:
             return [(entry.slot, str(error)) for entry in entries]
         doubtful = await asyncio.to_thread(self._open_all, sealed)
         failed = []
-        for entry in doubtful:
+        for entry, name in doubtful:
             try:
                 await self._reader.read(entry)
             except (Damaged, ObjectMissing, UnsupportedFormat) as error:
                 failed.append((entry.slot, str(error) if isinstance(error, ObjectMissing) else error.what))
+            else:
+                self._again.opened(name)
         return failed
 
-    def _open_all(self, sealed: Sequence[Sealed]) -> list[Entry]:
+    def _open_all(self, sealed: Sequence[Sealed]) -> list[tuple[Entry, str]]:
+        """Return the chunks that don't open, each with the name of the pack that it was read from."""
         doubtful = []
         for piece in sealed:
             try:
                 self._reader.open(piece)
             except Damaged:
-                doubtful.append(piece.entry)
+                doubtful.append((piece.entry, piece.cipher.name))
         return doubtful
 
     async def _whole(self, ref: ObjectRef, entries: Sequence[Entry], size: int) -> PackCheck:
@@ -175,7 +184,7 @@ class PackChecker:
         data = await self._read(self._vault.names.pack(ref), size)
         cipher = self._vault.cipher_for(Kind.PACK, ref, entries[0].slot, _frame(data, entries[0]))
         sealed = [Sealed(entry, cipher, entry.slot, _frame(data, entry)) for entry in entries]
-        doubtful = await asyncio.to_thread(self._open_all, sealed)
+        doubtful = [entry for entry, _ in await asyncio.to_thread(self._open_all, sealed)]
         if doubtful:
             checked = await self._chunks(doubtful)
             if checked.slots:
@@ -183,12 +192,16 @@ class PackChecker:
         what = await asyncio.to_thread(self._rest, ref, data, set(entries) - set(doubtful))
         if what:
             del data, sealed  # what is read again takes their place
-            what = await self._again(ref, size)
+            what = await self._rest_again(ref, size)
         return PackCheck(what, bytes_read=size, chunks=len(entries))
 
-    async def _again(self, ref: ObjectRef, size: int) -> str:
+    async def _rest_again(self, ref: ObjectRef, size: int) -> str:
         """Read a pack once more; return what is wrong with it then too: a read cut short is no damage."""
-        return await asyncio.to_thread(self._rest, ref, await self._read(self._vault.names.pack(ref), size))
+        name = self._vault.names.pack(ref)
+        what = await asyncio.to_thread(self._rest, ref, await self._read(name, size))
+        if not what:
+            self._again.opened(name)
+        return what
 
     async def _read(self, name: str, size: int) -> Bytes:
         """Return a whole pack. As a range, which stores don't copy."""

@@ -8,12 +8,14 @@ store that didn't answer, taken for damage.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 
 from orchestrator.repository.errors import Damaged, ObjectMissing, UnsupportedFormat
 from orchestrator.repository.layout import Kind
 from orchestrator.repository.parallel import in_parallel
 from orchestrator.repository.record import kind_of, open_body
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.vault import Vault
 
 AT_ONCE = 8
@@ -43,7 +45,7 @@ def _of_intent(rest: str) -> tuple[Kind, ...]:
     return {"intent": (Kind.INTENT,), "plan": (Kind.PLAN,), "moves": (Kind.MOVES,)}.get(own, ())
 
 
-async def damaged_papers(vault: Vault) -> AsyncIterator[tuple[str, str]]:
+async def damaged_papers(vault: Vault, again: SecondLook) -> AsyncIterator[tuple[str, str]]:
     """Yield (name, what is wrong) of every document that doesn't open, in memory bounded by a batch of them.
 
     Raises the store's Retryable errors.
@@ -55,22 +57,20 @@ async def damaged_papers(vault: Vault) -> AsyncIterator[tuple[str, str]]:
             if kinds:
                 batch.append((info.key, kinds))
             if len(batch) == BATCH:
-                for found in await _look(vault, batch):
+                for found in await _look(vault, batch, again):
                     yield found
                 batch = []
-        for found in await _look(vault, batch):
+        for found in await _look(vault, batch, again):
             yield found
 
 
-async def _look(vault: Vault, batch: list[tuple[str, tuple[Kind, ...]]]) -> list[tuple[str, str]]:
+async def _look(vault: Vault, batch: list[tuple[str, tuple[Kind, ...]]], again: SecondLook) -> list[tuple[str, str]]:
     limit, found = asyncio.Semaphore(AT_ONCE), []
 
     async def one(name: str, kinds: tuple[Kind, ...]) -> None:
         async with limit:
             try:
-                data = await vault.store.get(name)
-                seen = next((kind for kind in kinds if kind == kind_of(name, data)), kinds[0])
-                open_body(vault.cipher(seen, name, data), data)
+                await again.at(functools.partial(_open, vault, name, kinds))
             except ObjectMissing:
                 return
             except Damaged as error:
@@ -80,3 +80,9 @@ async def _look(vault: Vault, batch: list[tuple[str, tuple[Kind, ...]]]) -> list
 
     await in_parallel([one(name, kinds) for name, kinds in batch])
     return sorted(found)
+
+
+async def _open(vault: Vault, name: str, kinds: tuple[Kind, ...]) -> None:
+    data = await vault.store.get(name)
+    seen = next((kind for kind in kinds if kind == kind_of(name, data)), kinds[0])
+    open_body(vault.cipher(seen, name, data), data)

@@ -32,6 +32,7 @@ from orchestrator.repository.page import Inner, Leaf, Ref
 from orchestrator.repository.papers import damaged_papers
 from orchestrator.repository.parallel import Window, in_order
 from orchestrator.repository.partitions import COUNT, Partitions
+from orchestrator.repository.secondlook import SecondLook
 from orchestrator.repository.vault import Vault
 
 WINDOW = Window(calls=8, weight=112 * 1024 * 1024)
@@ -70,6 +71,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     findings: tuple[Finding, ...] = ()
     hurt: tuple[HurtPoint, ...] = ()
     """The points that the findings hurt, by volume."""
+    read_again: tuple[str, ...] = ()
+    """Objects that opened at the second reading only, at most a thousand: something between here and there is ill."""
     digests: dict[str, str] = {}
     """Of each manifest that opened: name -> digest. Kept elsewhere, it shows a rolled-back repository later."""
 
@@ -98,17 +101,19 @@ async def verify(
     share = {"quick": 0.0, "full": 1.0}.get(depth, 0.0) if isinstance(depth, str) else float(depth)
     if not 0 <= share <= 1:
         raise ValueError(f"a depth of {share} isn't between 0 and 1")
-    known = await load_damage(vault)
+    again = SecondLook()
+    known = await load_damage(vault, again)
     with tempfile.TemporaryDirectory(prefix="tidemark-verify-") as name:
-        run = _Verification(vault, Path(name), Sample(share, turn, known), progress, pace)
+        run = _Verification(vault, Path(name), Sample(share, turn, known), progress, pace, again)
         await run.roots(points)
         await run.pages()
         await run.packs(window)
     findings, lost = list(run.findings), Counter[str]()
     if share >= 1 and points is None:
-        findings += [Finding(key=name, what=what) async for name, what in damaged_papers(vault)]
+        findings += [Finding(key=name, what=what) async for name, what in damaged_papers(vault, again)]
     if run.bad:
-        blamed, lost = await blame(vault, run.bad, run.points, known, (clock or SystemClock()) if record else None)
+        clock = (clock or SystemClock()) if record else None
+        blamed, lost = await blame(vault, run.bad, run.points, known, clock, again)
         findings.extend(blamed)
     return VerifyReport(
         ok=not findings,
@@ -118,6 +123,7 @@ async def verify(
         bytes_read=run.bytes_read,
         findings=tuple(findings),
         hurt=tuple(hurt_points(findings, lost, run.points)),
+        read_again=again.names,
         digests={key: point.digest for key, point in run.points.items()},
     )
 
@@ -132,10 +138,11 @@ class _Verification:
         sample: Sample,
         progress: Callable[[int, int], None] | None,
         pace: Pace | None,
+        again: SecondLook,
     ) -> None:
-        self._vault, self._sample, self._progress = vault, sample, progress
-        self._checker = PackChecker(vault, sample, max(CHUNK_SIZES), pace)
-        self.marking = Marking(vault, folder)
+        self._vault, self._sample, self._progress, self._again = vault, sample, progress, again
+        self._checker = PackChecker(vault, sample, max(CHUNK_SIZES), pace, again)
+        self.marking = Marking(vault, folder, again)
         self._uses = Partitions(folder, "uses", _CHUNK.size, 16)
         self._listed = Partitions(folder, "sizes", _LISTED.size, 16)
         self._spans = Partitions(folder, "spans", _SPAN.size, 16)
@@ -150,7 +157,7 @@ class _Verification:
         wanted = {key: "" async for key in list_points(self._vault)} if points is None else dict(points)
         for key, expected in wanted.items():
             try:
-                manifest, ref = await open_manifest(self._vault, key, digest=expected or None)
+                manifest, ref = await self._again.at(partial(open_manifest, self._vault, key, digest=expected or None))
                 self.marking.add_root(manifest.root)
             except (PointCancelled, ManifestMissing) as error:
                 if points is not None:
@@ -253,20 +260,24 @@ class _Verification:
 
         `spans`: slot and sealed length of its pages. Altered, it is damage all the same.
         """
-        name, what = self._vault.names.map(ref), ""
+        what = ""
         try:
-            data = await self._vault.store.get(name)
-            if self._vault.cipher(Kind.MAP, name, data).header[16:32] != ref.random:
-                raise Damaged(name, "its id isn't the one in its name")
-            for slot, length in spans:
-                end = slot * SLOT_UNIT + length
-                if any(data[end : end + -length % SLOT_UNIT]):
-                    raise Damaged(name, f"there is something between the page at slot {slot} and the next")
+            await self._again.at(partial(self._open_rest, ref, spans))
         except ObjectMissing:
             pass  # its pages were read a moment ago: the points that needed it were removed since
         except (Damaged, UnsupportedFormat) as error:
             what = error.what
         return _Looked("map", ref, PackCheck(what), hurts=False)
+
+    async def _open_rest(self, ref: ObjectRef, spans: Sequence[tuple[int, int]]) -> None:
+        name = self._vault.names.map(ref)
+        data = await self._vault.store.get(name)
+        if self._vault.cipher(Kind.MAP, name, data).header[16:32] != ref.random:
+            raise Damaged(name, "its id isn't the one in its name")
+        for slot, length in spans:
+            end = slot * SLOT_UNIT + length
+            if any(data[end : end + -length % SLOT_UNIT]):
+                raise Damaged(name, f"there is something between the page at slot {slot} and the next")
 
 
 def _object(record: bytes) -> bytes:

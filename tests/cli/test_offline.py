@@ -19,6 +19,7 @@ import pytest
 from orchestrator.cli.main import main
 from orchestrator.cli.parts.errors import OptionsUnreadable
 from orchestrator.cli.parts.offline import store_options
+from orchestrator.repository.directory import DirectoryStore
 from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.repository import Repository
 from orchestrator.repository.store import open_store
@@ -372,6 +373,32 @@ def test_verify_proves_a_sound_repository_and_names_the_points_that_damage_hurts
     assert code == 65
     assert "was removed" in err
     assert "Choose another recovery point" in err
+
+
+def test_verify_tells_what_it_had_to_read_twice(
+    person: Person, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that once gives half of a manifest
+    made = person.copies(volume.path, "--create")
+    whole, lied = DirectoryStore.get, set[str]()
+
+    async def half(store: DirectoryStore, key: str) -> bytes:
+        data = await whole(store, key)
+        if key == made["manifest"] and key not in lied:
+            lied.add(key)
+            return data[: len(data) // 2]
+        return data
+
+    monkeypatch.setattr(DirectoryStore, "get", half)
+    # when it is verified, then nothing is damaged, and the lie is told
+    code, out, _ = person.types("verify")
+    assert code == 0
+    assert "1 objects came wrong and, read again, right" in out
+    assert f"first: {made['manifest']}" in out
+    assert "Sound: 1 points" in out
+    lied.clear()
+    code, out, _ = person.types("verify", "--json", "-")
+    assert json.loads(out)[0]["readAgain"] == [made["manifest"]]
 
 
 def test_figures_that_can_not_be_written_are_refused_before_anything_is_done(
