@@ -49,7 +49,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--chunk-size", type=str.upper, choices=CHUNK_SIZES, help="only for a volume's first point (default: 256K)")
     add("--across-volumes", action="store_true", help="store nothing that other volumes' newest points have")
     add("--readers", metavar="N", type=_at_least_one, default=4, help="threads (default: 4)")
-    add("--limit", metavar="BYTES", type=_at_least_one, help="read at most so much per second")
+    add("--limit", metavar="BYTES", type=_rate, help="read at most so much per second: bytes, or 100M, 64Mi")
     add("--iops-limit", metavar="N", type=_at_least_one, help="reads per second, of at most 256 KiB each")
     return rules
 
@@ -71,6 +71,15 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def _rate(text: str) -> int:
+    from orchestrator.cli.parts.rate import bytes_per_second
+
+    try:
+        return bytes_per_second(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(arguments: Sequence[str], program: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts import rate
 from orchestrator.cli.parts.beforehand import check_writable
 from orchestrator.cli.parts.errors import DamageFound
 from orchestrator.cli.parts.names import printable
@@ -31,7 +32,10 @@ def verify(
     point: Annotated[str | None, typer.Option(metavar="ID", help="Only this point.")] = None,
     expect: Annotated[str | None, typer.Option(metavar="DIGEST", help="That point's digest, kept elsewhere.")] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Read at most so much per second.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=rate.given, metavar="BYTES", help="Read at most so much per second: bytes, or 100M, 64Mi."),
+    ] = None,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Write down what is damaged.")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE|-", help="Write the findings there.")

@@ -19,6 +19,7 @@ import pytest
 from orchestrator.cli.main import main
 from orchestrator.cli.parts.errors import OptionsUnreadable
 from orchestrator.cli.parts.offline import store_options
+from orchestrator.cli.parts.rate import bytes_per_second
 from orchestrator.repository.directory import DirectoryStore
 from orchestrator.repository.keys import MasterKey
 from orchestrator.repository.repository import Repository
@@ -183,7 +184,7 @@ def test_a_restore_keeps_to_its_limits(tmp_path: Path, person: Person) -> None:
     path.write_bytes(os.urandom(16 * CHUNK))
     point = person.copies(path, "--create", "--chunk-size", "256K")["point"]
     # when four writes may go in a second, or its size, then it takes that long (but for the first burst), and is whole
-    for limit in (["--iops-limit", "4"], ["--limit", str(path.stat().st_size)]):
+    for limit in (["--iops-limit", "4"], ["--limit", f"{path.stat().st_size >> 10}Ki"]):
         target.unlink(missing_ok=True)
         code, out, err = person.types("restore", "--point", point, "--to", str(target), "--json", "-", *limit)
         assert code == 0, err
@@ -191,6 +192,53 @@ def test_a_restore_keeps_to_its_limits(tmp_path: Path, person: Person) -> None:
         assert target.read_bytes() == path.read_bytes()
     # and what limits nothing is wrong usage
     assert person.types("restore", "--point", point, "--to", "x", "--limit", "0")[0] == 2
+    # and the other commands that have a limit take quantities too
+    assert person.types("verify", "--limit", "1Gi")[0] == 0
+    assert person.types("copy", str(path), "--limit", "100M")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("1", 1),
+        ("65536", 65536),
+        ("10M", 10_000_000),
+        ("100Mi", 100 << 20),
+        ("1Gi", 1 << 30),
+        ("1.5k", 1500),
+        ("1e6", 10**6),
+    ],
+)
+def test_a_limit_is_bytes_or_a_quantity(text: str, limit: int) -> None:
+    assert bytes_per_second(text) == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0", "less than 1"),
+        ("-1", "less than 1"),
+        ("-10Mi", "less than 1"),
+        ("0Mi", "less than 1"),
+        ("10m", "a million is M"),
+        ("10MB", "is not a quantity"),
+        ("10 Mi", "is not a quantity"),
+        ("fast", "is not a quantity"),
+        ("", "is not a quantity"),
+        ("1e999999999", "is not a quantity"),
+        ("8E", "more than anything does"),
+    ],
+)
+def test_what_is_no_limit_is_wrong_usage_of_every_command_that_has_one(
+    tmp_path: Path, person: Person, text: str, said: str
+) -> None:
+    for command in (("copy", str(tmp_path)), ("restore", "--point", "p", "--to", "x"), ("verify",)):
+        # when it is given as a limit
+        code, out, err = person.types(*command, f"--limit={text}")
+        # then that is told, and nothing is done
+        assert code == 2, (command, out, err)
+        assert said in " ".join(err.replace("│", " ").split()), (command, err)
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_target_that_reads_back_different_gets_no_name(

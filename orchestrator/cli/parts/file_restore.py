@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.parts import rate
 from orchestrator.cli.parts.beforehand import check_writable
 from orchestrator.cli.parts.offline import repository
 from orchestrator.cli.parts.output import progress_bar, size, table, write_json
@@ -35,7 +36,12 @@ Expect = Annotated[str | None, typer.Option(metavar="DIGEST", help="The manifest
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE|-", help="Write all figures there.")]
 Writers = Annotated[int, typer.Option(min=1, max=64, help="Threads.")]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="BYTES", help="Write, and read back, at most so much per second.")
+    int | None,
+    typer.Option(
+        parser=rate.given,
+        metavar="BYTES",
+        help="Write, and read back, at most so much per second: bytes, or 100M, 64Mi.",
+    ),
 ]
 IopsLimit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Writes per second, of at most 256 KiB each.")]
 
