@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
@@ -24,8 +23,9 @@ from orchestrator.repository.manifest import PointRef, manifest_key, open_manife
 from orchestrator.repository.point import remove
 from orchestrator.repository.vault import Vault
 from orchestrator.repository.verify import verify
-from tests.repository.engine import START, announce, backup, new_vault, point_record, restore
+from tests.repository.engine import START, announce, new_vault, point_record, restore
 from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf
+from tests.repository.world import DAY, WEEK, History
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,7 +33,6 @@ STRIDE = int(os.environ.get("TIDEMARK_STRIDE", "4"))
 """Every moment on demand: TIDEMARK_STRIDE=1 pytest -m system tests/repository/test_overtaken.py"""
 SIZE, CHUNKS = 256, 60
 PACK = 16 * SIZE
-DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
 
 class Held(FaultyStore):
@@ -53,14 +52,12 @@ class Held(FaultyStore):
         return fault
 
 
-class Ground:
+class Ground(History):
     """A repository, its clock, and what its points must restore to."""
 
     def __init__(self, shelf: Shelf, vault: Vault) -> None:
-        self.shelf, self.vault, self.random = shelf, vault, random.Random(5)
-        self.volume = bytearray(self.random.randbytes(CHUNKS * SIZE))
-        self.points: dict[PointRef, bytes] = {}
-        self.sequence = 0
+        super().__init__(vault, 5, CHUNKS, SIZE)
+        self.shelf = shelf
 
     def copy(self) -> Ground:
         """Return an equal world that goes its own way."""
@@ -72,21 +69,7 @@ class Ground:
 
     async def point(self, share: float, base: PointRef | None = None) -> PointRef:
         """Change a share of the volume and make a point."""
-        touched = self.random.sample(range(CHUNKS), round(share * CHUNKS))
-        for index in touched:
-            self.volume[index * SIZE : (index + 1) * SIZE] = self.random.randbytes(SIZE)
-        self.sequence += 1
-        ref = await backup(
-            self.vault,
-            bytes(self.volume),
-            sequence=self.sequence,
-            touched=touched if base else None,
-            base=base,
-            chunk_size=SIZE,
-            pack_size=PACK,
-        )
-        self.points[ref] = bytes(self.volume)
-        return ref
+        return await self.point_on(base, share)
 
     async def begin(self, base: PointRef) -> str:
         """Announce a point on a base that nobody will ever finish; return its manifest's name."""

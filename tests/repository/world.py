@@ -16,35 +16,46 @@ SIZE = 1024
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
 
-class World:
-    """A volume of some packs, its points, and what each must restore to."""
+class History:
+    """A volume, its points in a repository of small packs, and what each must restore to."""
 
-    def __init__(self, vault: Vault, seed: int = 1, chunks: int = 60) -> None:
-        self.vault, self.random = vault, random.Random(seed)
-        self.volume = bytearray(self.random.randbytes(chunks * SIZE))
+    def __init__(self, vault: Vault, seed: int, chunks: int, size: int = SIZE) -> None:
+        self.vault, self.random, self.size = vault, random.Random(seed), size
+        self.volume = bytearray(self.random.randbytes(chunks * size))
         self.points: dict[PointRef, bytes] = {}
         self.sequence = 0
-        self.days = 0.0
 
-    async def point(self, share: float = 1.0) -> PointRef:
-        """Change a share of the chunks and make a point."""
-        count = len(self.volume) // SIZE
+    async def point_on(self, base: PointRef | None, share: float) -> PointRef:
+        """Change a share of the chunks and make a point, with a base or as a whole."""
+        size = self.size
+        count = len(self.volume) // size
         touched = sorted(self.random.sample(range(count), round(share * count)))
         for index in touched:
-            self.volume[index * SIZE : (index + 1) * SIZE] = self.random.randbytes(SIZE)
+            self.volume[index * size : (index + 1) * size] = self.random.randbytes(size)
         self.sequence += 1
-        base = max(self.points, key=lambda ref: ref.key, default=None)
         ref = await backup(
             self.vault,
             bytes(self.volume),
             sequence=self.sequence,
             touched=touched if base else None,
             base=base,
-            chunk_size=SIZE,
-            pack_size=16 * SIZE,
+            chunk_size=size,
+            pack_size=16 * size,
         )
         self.points[ref] = bytes(self.volume)
         return ref
+
+
+class World(History):
+    """A volume of some packs whose points are made, pruned and maintained day by day."""
+
+    def __init__(self, vault: Vault, seed: int = 1, chunks: int = 60) -> None:
+        super().__init__(vault, seed, chunks)
+        self.days = 0.0
+
+    async def point(self, share: float = 1.0) -> PointRef:
+        """Change a share of the chunks and make a point on the newest."""
+        return await self.point_on(max(self.points, key=lambda ref: ref.key, default=None), share)
 
     async def prune(self, keep: int) -> None:
         """Remove all but the newest points."""
