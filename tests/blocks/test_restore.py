@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from orchestrator.blocks.restore import RestoreOptions, write_point
 from orchestrator.blocks.target import Target
 from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import Damaged, ObjectMissing
+from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.manifest import open_manifest
+from orchestrator.repository.pack import Entry
+from orchestrator.repository.packreader import PackReader, Sealed
 from orchestrator.repository.vault import Vault
 from tests.blocks.stores import MemoryStore
 from tests.blocks.volumes import CHUNK, Point, Volume, give_back, take, vault_at, vault_on
@@ -153,6 +156,37 @@ async def test_a_chunk_of_another_length_than_its_place_has_is_damage(
     # when it is restored, then the last chunk doesn't fit
     with Target.create(tmp_path / "back", SIZE) as target, pytest.raises(Damaged, match="length of chunk 60"):
         await write_point(vault, msgspec.structs.replace(manifest, root=shorter), target)
+
+
+async def test_a_chunk_that_nobody_brings_is_noticed_and_the_new_file_goes(
+    tmp_path: Path, vault: Vault, point: Point, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no part of a restore tells as an error, as one that loses a chunk by a slip of ours, shows at its end."""
+    # given a reader of packs that leaves out the last chunk that it is asked for
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    whole, left_out = PackReader.fetch_all, list[Sealed]()
+
+    async def all_but_one(reader: PackReader, by_pack: Mapping[ObjectRef, Sequence[Entry]]) -> list[Sealed]:
+        found = await whole(reader, by_pack)
+        left_out.append(found.pop())
+        return found
+
+    monkeypatch.setattr(PackReader, "fetch_all", all_but_one)
+    back = tmp_path / "back"
+    before = sorted(tmp_path.iterdir())
+
+    async def into_a_new_file() -> None:
+        with Target.for_restore(back, SIZE, overwrite=False, known_zero=False) as target:
+            assert sorted(tmp_path.iterdir()) != before
+            await write_point(vault, manifest, target)
+            target.keep()
+
+    # when a point is restored into a new file
+    with pytest.raises(RuntimeError, match=rf"of {SIZE} bytes restored, and no error told"):
+        await into_a_new_file()
+    # then that is told, and no file is left, by whatever name
+    assert left_out
+    assert sorted(tmp_path.iterdir()) == before
 
 
 class Held(bytearray):
