@@ -74,7 +74,7 @@ class PackChecker:
     ) -> None:
         """Check packs of a vault. `again`: told what opened at its second reading only."""
         self._vault, self._sample, self._pace, self._again = vault, sample, pace, again or SecondLook()
-        self._reader = PackReader(vault, chunk_limit)
+        self._chunk_limit, self._reader = chunk_limit, PackReader(vault, chunk_limit)
         self.targets: set[ObjectRef] = set()
         """Packs that moved chunks went to, where every byte is to be read: `check_target` reads what no map names."""
 
@@ -159,6 +159,9 @@ class PackChecker:
         except (Damaged, ObjectMissing, UnsupportedFormat) as error:
             return [(entry.slot, str(error)) for entry in entries]
         doubtful = await asyncio.to_thread(self._open_all, sealed)
+        if doubtful:
+            # The old one may keep what it concluded from the wrong bytes: which epoch's key the pack was sealed with.
+            self._reader = PackReader(self._vault, self._chunk_limit)
         failed = []
         for entry, name in doubtful:
             try:
