@@ -84,7 +84,8 @@ class PageReader:
         if cipher is None:
             if len(self._ciphers) > 4096:
                 self._ciphers.clear()
-            cipher = self._ciphers[ref.object] = self.vault.cipher_for(Kind.MAP, ref.object, ref.slot, sealed)
+            cipher, _ = self.vault.cipher_for(Kind.MAP, ref.object, [(ref.slot, sealed)])
+            self._ciphers[ref.object] = cipher  # true for the whole object: these bytes have the digest of their page
         return cipher.open(ref.slot, sealed)
 
 

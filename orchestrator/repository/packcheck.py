@@ -185,8 +185,9 @@ class PackChecker:
     async def _whole(self, ref: ObjectRef, entries: Sequence[Entry], size: int) -> PackCheck:
         """Read every byte of a pack: chunks that maps name, header, footer, other chunks and padding."""
         data = await self._read(self._vault.names.pack(ref), size)
-        cipher = self._vault.cipher_for(Kind.PACK, ref, entries[0].slot, _frame(data, entries[0]))
-        sealed = [Sealed(entry, cipher, entry.slot, _frame(data, entry)) for entry in entries]
+        frames = [(entry.slot, _frame(data, entry)) for entry in entries]
+        cipher, _ = self._vault.cipher_for(Kind.PACK, ref, frames)
+        sealed = [Sealed(entry, cipher, slot, frame) for entry, (slot, frame) in zip(entries, frames, strict=True)]
         doubtful = [entry for entry, _ in await asyncio.to_thread(self._open_all, sealed)]
         if doubtful:
             checked = await self._chunks(doubtful)
@@ -194,7 +195,7 @@ class PackChecker:
                 return checked._replace(bytes_read=size, chunks=len(entries))
         what = await asyncio.to_thread(self._rest, ref, data, set(entries) - set(doubtful))
         if what:
-            del data, sealed  # what is read again takes their place
+            del data, sealed, frames  # what is read again takes their place
             what = await self._rest_again(ref, size)
         return PackCheck(what, bytes_read=size, chunks=len(entries))
 

@@ -162,10 +162,12 @@ class PackReader:
         pieces = await self._pieces(self._vault.names.pack(pack), ranges)
         cipher = self._ciphers.get(pack)
         if cipher is None and pieces:
-            cipher = self._vault.cipher_for(Kind.PACK, pack, places[0][1], pieces[0])
+            frames = [(slot, data) for (_, slot), data in zip(places, pieces, strict=True)]
+            cipher, proven = self._vault.cipher_for(Kind.PACK, pack, frames)
             if len(self._ciphers) > 4096:
                 self._ciphers.clear()
-            self._ciphers[pack] = cipher
+            if proven:
+                self._ciphers[pack] = cipher
         return [Sealed(entry, cipher, slot, data) for (entry, slot), data in zip(places, pieces, strict=True) if cipher]
 
     async def _pieces(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:

@@ -5,6 +5,9 @@ A mover has a `Vault` and never a `Repository`: it can't reach another namespace
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+
 import msgspec
 
 from orchestrator.repository.crypto import Bytes, Header, ObjectCipher
@@ -12,6 +15,9 @@ from orchestrator.repository.errors import Damaged, KeysOutdated
 from orchestrator.repository.keys import NamespaceIdentity, NamespaceKeys
 from orchestrator.repository.layout import Kind, Names, ObjectRef
 from orchestrator.repository.store import Store
+
+TRIED_FRAMES = 8
+"""Frames of an object that are opened at most to find out which key sealed it."""
 
 
 class Vault(msgspec.Struct, frozen=True):
@@ -54,21 +60,23 @@ class Vault(msgspec.Struct, frozen=True):
         """Start a new object under the current epoch; a pack's or map object's id is the random part of its name."""
         return ObjectCipher.new(self.keys.current, kind, name, ref.random if ref else None)
 
-    def cipher_for(self, kind: Kind, ref: ObjectRef, slot: int, sealed: Bytes) -> ObjectCipher:
-        """Open a pack or map object without its header; with several epochs, the one that opens this frame.
+    def cipher_for(self, kind: Kind, ref: ObjectRef, frames: Sequence[tuple[int, Bytes]]) -> tuple[ObjectCipher, bool]:
+        """Open a pack or map object without its header; with several epochs, the one that opens one of its frames.
 
-        When none opens it, the newest: opening the frame then says Damaged.
+        `frames`: slots, and what lies there. As a part of an object may be damaged, some that are far apart are tried.
+        When none opens it is the newest epoch, and False: opening a frame then says Damaged.
         """
         name = self.names.pack(ref) if kind is Kind.PACK else self.names.map(ref)
         epochs = sorted(self.keys.data_keys, reverse=True)
         ciphers = [ObjectCipher.known(self.keys.epoch(number), kind, name, ref.random) for number in epochs]
-        for cipher in ciphers[: len(ciphers) if len(ciphers) > 1 else 0]:
-            try:
-                cipher.open(slot, sealed)
-            except Damaged:
-                continue
-            return cipher
-        return ciphers[0]
+        if len(ciphers) == 1:
+            return ciphers[0], True
+        for slot, sealed in frames[:: -(-len(frames) // TRIED_FRAMES) or 1]:
+            for cipher in ciphers:
+                with contextlib.suppress(Damaged):
+                    cipher.open(slot, sealed)
+                    return cipher, True
+        return ciphers[0], False
 
     def cipher(self, kind: Kind, name: str, head: Bytes) -> ObjectCipher:
         """Open an object that exists, from its first 64 bytes, under the epoch it names."""

@@ -5,17 +5,21 @@ Real stores answer a range in full or not at all; a whole object can come shorte
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from orchestrator.fence import OpenFence
+from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.errors import Damaged, ObjectMissing, StoreUnavailable, UnsupportedFormat
 from orchestrator.repository.layout import SLOT_UNIT, Kind
 from orchestrator.repository.manifest import PointRef, open_manifest
+from orchestrator.repository.packreader import PackReader
 from orchestrator.repository.page import Ref
 from orchestrator.repository.point import remove
 from orchestrator.repository.record import kind_of as kind_in
@@ -227,3 +231,34 @@ def _from(answers: list[Exception | str]) -> Callable[[], Awaitable[str]]:
         return answer
 
     return read
+
+
+@pytest.mark.parametrize("depth", ["full", 1.0])
+@pytest.mark.parametrize("harmed", [[0], [3], [0, 1, 2]])
+async def test_under_an_earlier_key_damage_of_some_chunks_is_blamed_on_those_alone(
+    depth: Literal["full"] | float, harmed: list[int]
+) -> None:
+    # given a point, then a new key for its namespace, and chunks of its pack that are damaged, the first among them
+    shelf = Shelf()
+    old = await vault_on(shelf)
+    manifest, _ = await open_manifest(old, (await backup(old, os.urandom(16 * 1024), sequence=1, chunk_size=1024)).key)
+    entries = [entry async for batch in MapReader(old, manifest.root).batches() for _, entry in batch]
+    vault = await (await Repository.open(shelf, MASTER)).rotate(NAMESPACE)
+    (pack,) = [key for key in shelf.objects if "/packs/" in key]
+    data, stored = shelf.objects[pack]
+    content = bytearray(data)
+    for at in harmed:
+        content[entries[at].slot * SLOT_UNIT + 5] ^= 1
+    shelf.objects[pack] = (bytes(content), stored)
+    # when the repository is verified
+    report = await verify(Vault(shelf, vault.keys), depth=depth, record=False)
+    # then only these are lost, and whoever reads the others gets them, whichever is read first
+    assert [hurt.chunks for hurt in report.hurt] == [len(harmed)]
+    reader = PackReader(vault, 1024)
+    sealed = await reader.fetch(entries[0].pack, entries)
+    opened = []
+    for at, one in enumerate(sealed):
+        with contextlib.suppress(Damaged):
+            assert vault.keys.chunk_id(reader.open(one)) == entries[at].id
+            opened.append(at)
+    assert opened == [at for at in range(16) if at not in harmed]
