@@ -21,8 +21,9 @@ def main() -> int:
     gc.set_threshold(GC_THRESHOLD)
     arguments = sys.argv[1:]
     if arguments[:1] == ["mover"]:
-        from orchestrator.sparing import lean_msgspec
+        from orchestrator.sparing import lean_argparse, lean_msgspec
 
+        lean_argparse()
         lean_msgspec()
         from orchestrator.mover.main import main as run_mover
 

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from orchestrator.cli.parts.names import command_help as command_help
 from orchestrator.cli.parts.names import command_names as command_names
 from orchestrator.cli.parts.names import printable
 from orchestrator.errors import Retryable, TidemarkError
+from orchestrator.sparing import lean_argparse
 
 if TYPE_CHECKING:
     from orchestrator.cli.parts.lazy import LazyCommands
@@ -45,7 +45,7 @@ def build() -> LazyCommands:
 
 def program_name(argv0: str) -> str:
     """Return how the person called us: kubectl runs its plugins as `kubectl-NAME`."""
-    return "kubectl tidemark" if Path(argv0).name.startswith("kubectl-") else "tidemark"
+    return "kubectl tidemark" if argv0.rpartition("/")[2].startswith("kubectl-") else "tidemark"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments and arguments[0] in PLAIN:
+            lean_argparse()
             module = importlib.import_module(f"orchestrator.cli.{arguments[0]}")
             module.main(arguments[1:], program_name(sys.argv[0]))
         else:

@@ -5,12 +5,11 @@ Every command imports it to print: what only help needs is imported there.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 def command_names() -> list[str]:
     """Return the names of all commands, sorted, without importing any."""
     import pkgutil
+    from pathlib import Path
 
     here = Path(__file__).parents[1]
     modules = (info for info in pkgutil.iter_modules([str(here)]) if not info.ispkg and info.name != "main")
@@ -20,6 +19,7 @@ def command_names() -> list[str]:
 def command_help(name: str) -> str:
     """Return the first line of a command's docstring, read from its source."""
     import ast
+    from pathlib import Path
 
     source = (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     text = ast.get_docstring(ast.parse(source)) or ""
