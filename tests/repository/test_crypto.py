@@ -7,6 +7,9 @@ import copy
 import hashlib
 import pickle
 import secrets
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -185,3 +188,23 @@ def test_a_namespace_made_again_has_another_id_and_a_renamed_cluster_view_the_sa
     assert one != namespace_id(bytes(32), NamespaceIdentity("d", "u1", "shop"))
     assert one != namespace_id(b"\1" * 32, NamespaceIdentity("c", "u1", "shop"))
     assert one == namespace_id(bytes(32), NamespaceIdentity("c", "u1", "shop"))
+
+
+@pytest.mark.parametrize(
+    "gone", ["sys.modules[rust.__name__] = None", "rust.openssl = types.SimpleNamespace()"], ids=["module", "names"]
+)
+def test_a_cryptography_that_keeps_its_parts_elsewhere_is_asked_by_their_public_names(gone: str) -> None:
+    # given a library whose inner module is not there, or holds other names
+    script = (
+        "import sys, types\n"
+        "from cryptography.hazmat.primitives.ciphers.aead import AESGCM\n"
+        "from cryptography.hazmat.primitives.kdf.hkdf import HKDF\n"
+        "from cryptography.hazmat.primitives import hashes\n"
+        "from cryptography.hazmat.bindings import _rust as rust\n"
+        f"{gone}\n"
+        "from orchestrator.repository import crypto\n"
+        "print(crypto.AESGCM is AESGCM, crypto.HKDF is HKDF, len(crypto.derive(bytes(32), b'x')))"
+    )
+    # when ours is imported, then it has the same from the public modules
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True True 32\n", "")
