@@ -14,6 +14,8 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"ssl", "typing_extensions", "platform", "gettext", "locale", "ntpath", "ipaddress", "textwrap", "tokenize"}
 LEFT_OUT |= {"inspect", "ast", "dis", "traceback", "linecache", "msgspec.inspect", "msgspec.toml"}
+if sys.version_info >= (3, 12):
+    LEFT_OUT -= {"linecache", "ipaddress"}  # later Pythons come to them in other ways
 PROOF = """
 import sys
 from orchestrator.sparing import asyncio_without_tls, lean_argparse, lean_msgspec
