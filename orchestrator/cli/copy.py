@@ -46,7 +46,12 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--extents", metavar="FILE|-", type=Path, help="what changed since --base: lines `offset length` in bytes")
     add("--json", metavar="FILE|-", type=Path, help="write all figures there")
     add("--create", action="store_true", help="make the repository if nothing is there")
-    add("--chunk-size", type=str.upper, choices=CHUNK_SIZES, help="only for a volume's first point (default: 256K)")
+    add(
+        "--chunk-size",
+        type=str.upper,
+        choices=CHUNK_SIZES,
+        help="for a first point (default: 64K, beyond 4 TiB 256K)",
+    )
     add("--across-volumes", action="store_true", help="store nothing that other volumes' newest points have")
     add("--readers", metavar="N", type=_at_least_one, default=4, help="threads (default: 4)")
     add("--limit", metavar="BYTES", type=_rate, help="read at most so much per second: bytes, or 100M, 64Mi")
