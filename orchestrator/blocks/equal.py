@@ -99,10 +99,6 @@ class EqualChunks:
             places[position] = None if mine else place
         return places
 
-    def settle(self, entry: Entry) -> None:
-        """Say where a claimed chunk was stored."""
-        self.settle_all([entry])
-
     def settle_all(self, entries: Iterable[Entry]) -> None:
         """Say where claimed chunks were stored."""
         with self._lock:

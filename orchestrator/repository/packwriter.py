@@ -1,6 +1,6 @@
 """Fill packs from many threads and upload them, in bounded memory.
 
-Engine threads call `add`; uploads run on the event loop. When every buffer is full or on its way, `add` waits: that
+Engine threads call `add_all`; uploads run on the event loop. When every buffer is full or on its way, they wait: that
 is the back-pressure of a slow store. The first upload error ends all adds.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from orchestrator.repository.buffers import big_buffer
-from orchestrator.repository.crypto import Bytes
 from orchestrator.repository.errors import StoreUnavailable
 from orchestrator.repository.layout import PACK_TARGET
 from orchestrator.repository.pack import Entry, PackBuilder, Packed
@@ -33,7 +32,7 @@ class PackWriter:
         buffers: int = 2,
         stall_timeout_s: float = 900.0,
     ) -> None:
-        """Make a writer whose uploads run on `loop` (running in another thread than the callers of `add`)."""
+        """Make a writer whose uploads run on `loop` (running in another thread than the callers of `add_all`)."""
         self._vault, self._intent_id, self._loop = vault, intent_id, loop
         self._target, self._spare, self._stall = target, buffers, stall_timeout_s
         self._free: list[mmap.mmap] = []
@@ -44,10 +43,6 @@ class PackWriter:
         self.bytes = 0
         """Bytes of finished packs."""
         self.packs = 0
-
-    def add(self, index: int, chunk_id: bytes, data: Bytes, codec: int) -> Entry:
-        """Seal one chunk into the open pack and say where; as `add_all` does."""
-        return self.add_all([Packed(index, chunk_id, data, codec)])[0]
 
     def add_all(self, chunks: Sequence[Packed]) -> list[Entry]:
         """Seal chunks into the open pack, and the next ones, and say where each is.
@@ -78,7 +73,7 @@ class PackWriter:
             raise self._error
 
     async def abort(self) -> None:
-        """Drop what is open, cancel uploads and wait for them; `add` raises from now on."""
+        """Drop what is open, cancel uploads and wait for them; `add_all` raises from now on."""
         with self._changed:
             self._error = self._error or asyncio.CancelledError()
             self._open = None

@@ -31,7 +31,7 @@ def test_a_chunk_stored_once_is_found_again_and_a_new_one_is_not() -> None:
     for number in range(1000):
         place, mine = table.claim(chunk_id(number))
         assert mine
-        table.settle(entry(number))
+        table.settle_all([entry(number)])
         assert place.entry == entry(number)
     assert all(table.claim(chunk_id(n)) == (Place(entry(n)), False) for n in range(1000))
     assert table.claim(chunk_id(1000))[1]
@@ -47,7 +47,7 @@ def test_a_chunk_being_stored_by_another_thread_is_waited_for_and_not_stored_twi
     assert mine
     assert not also_mine
     assert second.entry is None
-    table.settle(entry(1))
+    table.settle_all([entry(1)])
     assert first.entry == second.entry == entry(1)
 
 
@@ -55,7 +55,7 @@ def test_of_many_chunks_claimed_at_once_each_is_stored_once() -> None:
     # given a chunk that is stored, and one that another thread is storing
     table = EqualChunks(10)
     table.claim(chunk_id(1))
-    table.settle(entry(1))
+    table.settle_all([entry(1)])
     elsewhere, _ = table.claim(chunk_id(2))
     # when these and two new ones come together, each of them twice, and a lookalike of the first
     lookalike = chunk_id(1)[:-1] + bytes((chunk_id(1)[-1] ^ 1,))
@@ -75,7 +75,7 @@ def test_two_ids_that_agree_only_in_part_are_different_chunks() -> None:
     # given a stored chunk, and another whose id differs in its last byte only
     table = EqualChunks(10)
     table.claim(chunk_id(5))
-    table.settle(entry(5))
+    table.settle_all([entry(5)])
     lookalike = chunk_id(5)[:-1] + bytes((chunk_id(5)[-1] ^ 1,))
     # when the second is looked up, then it is no hit
     assert table.claim(lookalike)[1]

@@ -41,7 +41,7 @@ async def _write(vault: Vault, count: int, threads: int, *, target: int, buffers
         for index in range(part, count, threads):
             chunk_id = vault.keys.chunk_id(_chunk(index))
             codec, packed = compress(_chunk(index))
-            entries[index] = writer.add(index, chunk_id, packed, codec)
+            (entries[index],) = writer.add_all([Packed(index, chunk_id, packed, codec)])
 
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(threads) as pool:
