@@ -52,6 +52,7 @@ class Target:
         self.is_device = is_device
         self._native_zero = True
         self._direct = _open_direct(fd)
+        self._refuses_direct = False
         self._made: os.stat_result | None = None
         self._name: Path | None = None
         """What a new file is called when it is whole."""
@@ -141,7 +142,7 @@ class Target:
         That spares a copy of everything, the memory that holds it back (which counts as the pod's), and the long sync
         at the end.
         """
-        return self._direct >= 0
+        return self._direct >= 0 and not self._refuses_direct
 
     def write_all(self, offset: int, pieces: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write pieces one behind the other from `offset` on; at most 1,024 of them.
@@ -162,15 +163,16 @@ class Target:
 
     def _write_direct(self, offset: int, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
         """Return how many bytes went past the page cache: 0 for what isn't aligned."""
-        direct = self._direct
-        if direct < 0 or offset % ALIGN or any(len(piece) % ALIGN for piece in pieces):
+        if not self.direct or offset % ALIGN or any(len(piece) % ALIGN for piece in pieces):
             return 0
         try:
-            return os.pwritev(direct, pieces, offset)
+            return os.pwritev(self._direct, pieces, offset)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise _write_error(self.path, offset, error) from error
-            return 0  # a piece that isn't aligned as this device wants it
+            # It takes O_DIRECT at open and refuses it at a write, or wants larger pages: through the cache from now on.
+            self._refuses_direct = True
+            return 0
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros; does nothing where the target is known to be zero already."""

@@ -192,12 +192,18 @@ def test_what_direct_writes_refuse_is_written_all_the_same_and_an_error_is_told(
         raise OSError(answers[0], os.strerror(answers.pop(0)))
 
     monkeypatch.setattr(os, "pwritev", refuse)
-    with Target.create(tmp_path / "new", 8192) as target:
+    with Target.create(tmp_path / "refuses", 8192) as target:
         target._direct = os.dup(target._fd)
+        # when something is written, then it is there, and nothing is tried that way again
         target.write_all(0, [b"a" * 4096])
+        assert not target.direct
+        target.write_all(4096, [b"b" * 4096])
+    assert (tmp_path / "refuses").read_bytes() == b"a" * 4096 + b"b" * 4096
+    # and what is no refusal is told
+    with Target.create(tmp_path / "breaks", 8192) as target:
+        target._direct = os.dup(target._fd)
         with pytest.raises(DeviceWriteFailed):
-            target.write_all(4096, [b"b" * 4096])
-    assert (tmp_path / "new").read_bytes() == b"a" * 4096 + bytes(4096)
+            target.write_all(0, [b"a" * 4096])
 
 
 def test_only_whole_pages_go_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
