@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import re
 import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import yaml
 from orchestrator.demo.programs import free_port
 from orchestrator.kube.client import Client
 from tests.real.certificates import Authority, key_pem, new_key, public_pem
-from tests.real.servers import Server, answers, compact, tool
+from tests.real.servers import START_S, Server, answers, compact, tool
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
@@ -113,6 +115,26 @@ class RealCluster:
         )
         assert not ok or done.returncode == 0, f"{command[1:]}: {done.stdout}{done.stderr}"
         return done
+
+    def define(self, folder: Path) -> None:
+        """Apply a folder of CustomResourceDefinitions and wait until the server serves and describes their kinds."""
+        self.kubectl("apply", "--server-side", "-f", str(folder))
+        self.kubectl("wait", "--for=condition=Established", "-f", str(folder), f"--timeout={START_S:.0f}s")
+        definitions = json.loads(self.kubectl("get", "-o", "json", "-f", str(folder)).stdout)
+        until = time.monotonic() + START_S
+        for found in definitions.get("items", [definitions]):
+            spec = found["spec"]
+            for version in (each["name"] for each in spec["versions"] if each["served"]):
+                # What describes a kind comes a moment after what serves it, on a busy machine several.
+                while not self._describes(spec["group"], version, spec["names"]["kind"]):
+                    assert time.monotonic() < until, f"no schema of {spec['names']['kind']} within {START_S:.0f} s"
+                    time.sleep(0.2)
+
+    def _describes(self, group: str, version: str, kind: str) -> bool:
+        said = self.kubectl("get", "--raw", f"/openapi/v3/apis/{group}/{version}", ok=False).stdout
+        schemas = json.loads(said)["components"]["schemas"].values() if said else []
+        names = [at for schema in schemas for at in schema.get("x-kubernetes-group-version-kind", [])]
+        return {"group": group, "version": version, "kind": kind} in names
 
     # Harm
 
@@ -277,8 +299,7 @@ class RealCluster:
     # What a cluster's administrator installs
 
     def _install(self) -> None:
-        crds = tool("snapshot-controller").parent / "snapshot-crds"
-        self.kubectl("apply", "--server-side", "-f", str(crds))
+        self.define(tool("snapshot-controller").parent / "snapshot-crds")
         self.kubectl("apply", "-f", str(HERE / "snapshot-controller-rbac.yaml"))
         self.kubectl("create", "namespace", PARTS_NAMESPACE)
         for name in _PARTS:

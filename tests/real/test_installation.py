@@ -31,10 +31,10 @@ pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytes
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def monitoring(cluster: RealCluster) -> AsyncIterator[None]:
     """The Prometheus operator's definitions, which the chart's options need."""
-    folder = str(tool("kubeconform").parent / "monitoring-crds")
-    await asyncio.to_thread(cluster.kubectl, "apply", "--server-side", "-f", folder)
+    folder = tool("kubeconform").parent / "monitoring-crds"
+    await asyncio.to_thread(cluster.define, folder)
     yield
-    await asyncio.to_thread(cluster.kubectl, "delete", "-f", folder)
+    await asyncio.to_thread(cluster.kubectl, "delete", "-f", str(folder))
 
 
 async def kubectl(
