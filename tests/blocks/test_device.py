@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.blocks.errors import DeviceUnavailable
+from orchestrator.blocks.errors import DeviceUnavailable, TargetFull
 from orchestrator.blocks.readback import read_back
 from orchestrator.blocks.restore import write_point
 from orchestrator.blocks.source import Source
@@ -53,6 +53,45 @@ def target(tmp_path: Path) -> Iterator[str]:
     name = attach(path)
     yield name
     subprocess.run(["losetup", "-d", name], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system on a disk of its own, with less room than the volume has content."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4 to make a file system")
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 16 * CHUNK)
+    name = attach(image)
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", "-m", "0", name], check=True)
+        subprocess.run(["mount", name, str(mounted)], check=True)
+        yield mounted
+        subprocess.run(["umount", str(mounted)], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", name], check=True)
+
+
+async def test_a_disk_that_fills_up_past_the_page_cache_is_told_and_left_as_it_was(
+    tmp_path: Path, volume: Volume, small_disk: Path
+) -> None:
+    # given a point of 14 chunks, and a disk that somebody left 6 of
+    vault = await vault_at(tmp_path / "repository")
+    point = await take(vault, volume.path, [(0, SIZE)], size=SIZE)
+    manifest, _ = await open_manifest(vault, point.ref.key)
+    room = os.statvfs(small_disk)
+    other = small_disk / "other"
+    other.write_bytes(bytes(room.f_bavail * room.f_frsize - 6 * CHUNK))
+    # when it is restored to a file there
+    target = Target.for_restore(small_disk / "back", SIZE)
+    assert target.direct
+    with pytest.raises(TargetFull), target:
+        await write_point(vault, manifest, target)
+    # then nothing of it is left
+    assert sorted(path.name for path in small_disk.iterdir()) == ["lost+found", "other"]
 
 
 async def test_a_block_device_goes_to_a_used_larger_one_bit_for_bit(
