@@ -114,10 +114,15 @@ class EqualChunks:
             self._insert(entry)
 
     def add_all(self, entries: Iterable[Entry]) -> None:
-        """Remember chunks of other points."""
+        """Remember chunks of other points; one that is known already stays as it is.
+
+        A map names a chunk at every index that has it: entered each time, one that is common would fill all places
+        near its own and then drive out chunks that nobody can find again.
+        """
         with self._lock:
             for entry in entries:
-                self._insert(entry)
+                if not self._candidates(entry.id):
+                    self._insert(entry)
 
     def _insert(self, entry: Entry) -> None:
         pack = self._ordinals.get(entry.pack)

@@ -101,6 +101,21 @@ def test_ids_dropped_from_memory_are_confirmed_from_the_packs_footer(monkeypatch
     assert asked == [pack(0)]
 
 
+def test_a_chunk_that_other_points_have_a_thousand_times_drives_no_other_out() -> None:
+    # given a point with 100 chunks, and points of two volumes that have one chunk each, many times over, in a table
+    # sized for all of them
+    table = EqualChunks(100 + 2 * 1000)
+    table.add_all(entry(number) for number in range(100))
+    for number in (1000, 2000):
+        common = entry(number)
+        table.add_all([common] * 1000)
+        table.add_all([common._replace(pack=pack(number))] * 1000)  # another point's copy of it
+    # when all of them come again, then each is found
+    wanted = [*range(100), 1000, 2000]
+    places = table.claim_all([chunk_id(number) for number in wanted])
+    assert [place and place.entry for place in places] == [entry(number) for number in wanted]
+
+
 def test_memory_stays_what_it_is_at_any_number_of_chunks() -> None:
     assert len(EqualChunks(1 << 26)._table) == equal.TABLE_BYTES
     assert len(EqualChunks(1)._table) <= 16384
