@@ -36,7 +36,7 @@ from orchestrator.repository.damage import DamageIndex, load_damage
 from orchestrator.repository.ending import outcome
 from orchestrator.repository.errors import Damaged, ObjectMissing, ShardsMissing, UnsupportedFormat
 from orchestrator.repository.intent import Intent, open_intent
-from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef
+from orchestrator.repository.layout import LEAF_CHUNKS, PACK_TARGET, ObjectRef, intent_bytes
 from orchestrator.repository.manifest import PointRef, PointStats
 from orchestrator.repository.mapbuilder import ShardBuilder
 from orchestrator.repository.pack import Entry, read_footer
@@ -429,14 +429,23 @@ class _Copier:
         self._builder.set(index, entry.id, entry.pack, entry.slot, entry.length, entry.codec)
 
     def _recall(self, ref: ObjectRef) -> bytes | None:
-        """Return the records of a pack that this point stored; None while it is still on its way."""
+        """Return the records of a pack; None while it is still on its way, or when a neighbour's can't be read.
+
+        What is wrong with another volume's pack must not stop this one's backup: a chunk without a record is stored
+        once more. A pack of this point is another matter: the point refers to it already.
+        """
         return self._crew.call(self._read_records(ref))
 
     async def _read_records(self, ref: ObjectRef) -> bytes | None:
         info = await self._vault.store.head(self._vault.names.pack(ref))
         if info is None:
             return None
-        footer = await read_footer(self._vault, ref, info.size)
+        try:
+            footer = await read_footer(self._vault, ref, info.size)
+        except (Damaged, ObjectMissing, UnsupportedFormat):
+            if ref.intent == intent_bytes(self._plan.record.point_id):
+                raise
+            return None
         return b"".join(record(one.slot, one.id, one.length, one.codec) for one in footer)
 
     def _stats(self) -> PointStats:

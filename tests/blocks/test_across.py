@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.blocks.backup import Copied, backup
+from orchestrator.blocks import equal
+from orchestrator.blocks.backup import Copied, CopyOptions, backup
 from orchestrator.blocks.offline import Made, lineage_of, make_point
+from orchestrator.blocks.units import UNIT_BYTES
 from orchestrator.fence import OpenFence
 from orchestrator.repository.chunkmap import MapReader
 from orchestrator.repository.damage import DamageRecord, put_damage
+from orchestrator.repository.errors import Damaged
 from orchestrator.repository.intent import Intent, put_intent
+from orchestrator.repository.layout import ObjectRef
 from orchestrator.repository.maintenance import plan_sweep, sweep
-from orchestrator.repository.manifest import PointRef, manifest_key
+from orchestrator.repository.manifest import PointRef, list_points, manifest_key
 from orchestrator.repository.neighbours import neighbours
+from orchestrator.repository.pack import FooterEntry
 from orchestrator.repository.plan import Plan, put_plan
 from orchestrator.repository.point import remove
 from orchestrator.repository.vault import Vault
@@ -171,6 +176,52 @@ async def test_a_damaged_chunk_of_a_neighbour_is_stored_again(tmp_path: Path, va
     point = await _made(vault, second, across=True)
     assert point.manifest.stats.chunks_stored == 3
     await _same(vault, point.ref, second, tmp_path / "back")
+
+
+@pytest.mark.parametrize("deed", ["garbled", "gone"])
+async def test_a_neighbours_pack_that_cant_be_read_does_not_stop_a_backup(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch, deed: str
+) -> None:
+    # given two neighbours, of whose chunks no ids are kept in memory but those of the pack looked at last
+    monkeypatch.setattr(equal, "IDS_BYTES", 1)
+    first, second = _twins(tmp_path)
+    other = Volume(tmp_path / "other", 5 * CHUNK, seed=2)
+    other.noise(0, 5 * CHUNK)
+    await _made(vault, other, across=False)
+    neighbour = await _made(vault, first, across=False)
+    # when the footer of the newer one's pack can't be read
+    entry = (await MapReader(vault, neighbour.manifest.root).lookup([7]))[7]
+    path = tmp_path / "repository" / vault.names.pack(entry.pack)
+    if deed == "gone":
+        path.unlink()
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[-40] ^= 1
+        path.write_bytes(raw)
+    point = await _made(vault, second, across=True)
+    # then all of it is stored again
+    assert point.manifest.stats.chunks_stored == 32
+    await _same(vault, point.ref, second, tmp_path / "back")
+
+
+async def test_an_own_pack_that_cant_be_read_stops_the_backup(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a volume whose last chunk is its first again, of whose pack no ids are in memory by then
+    monkeypatch.setattr(equal, "IDS_BYTES", 1)
+    count = 2 * UNIT_BYTES // CHUNK
+    volume = Volume(tmp_path / "volume", (count + 1) * CHUNK)
+    volume.noise(0, count * CHUNK)
+    volume.write(count * CHUNK, volume.path.read_bytes()[:CHUNK])
+
+    async def unreadable(vault: Vault, ref: ObjectRef, size: int) -> list[FooterEntry]:
+        raise Damaged(vault.names.pack(ref), "test")
+
+    monkeypatch.setattr("orchestrator.blocks.backup.read_footer", unreadable)
+    # then its point, which refers to the pack already, isn't made
+    with pytest.raises(Damaged):
+        await make_point(vault, volume.path, chunk_size=CHUNK, options=CopyOptions(readers=1, pack_bytes=4 * CHUNK))
+    assert [name async for name in list_points(vault)] == []
 
 
 async def test_a_small_increment_does_not_read_the_maps_of_huge_neighbours(tmp_path: Path, vault: Vault) -> None:
