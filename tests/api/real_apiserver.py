@@ -20,9 +20,10 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.waiting import LONG
+
 DEFAULT_ASSETS = Path.home() / ".cache/tidemark/tools/bin"
 TOKEN = "admin-token"
-START_LIMIT_S = 60.0
 
 
 def find_tool(name: str) -> Path | None:
@@ -96,7 +97,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 def _wait_ready(server: RealServer, child: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + LONG
     while time.monotonic() < deadline:
         assert child.poll() is None, log.read_text()[-3000:]
         if server.certificate.exists():

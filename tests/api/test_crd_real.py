@@ -12,8 +12,9 @@ import pytest
 from orchestrator.api.crd import definition
 from orchestrator.api.tidemark import KINDS
 from tests.api.real_apiserver import RealServer, find_tool, real_apiserver
+from tests.waiting import SHORT
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.real
 
 GROUP = "/apis/tidemark.dev/v1alpha1"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 
 def wait_established(server: RealServer, name: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SHORT
     while time.monotonic() < deadline:
         _, crd = server.call("GET", f"{DEFINITIONS}/{name}")
         conditions = {c["type"]: c["status"] for c in crd.get("status", {}).get("conditions", [])}

@@ -24,6 +24,7 @@ from orchestrator.controllers.base import Context, Controller, Key, Requeue
 from orchestrator.errors import LeaseStale, Retryable, Terminal
 from orchestrator.kube.errors import Unauthorized
 from tests.kube.fakes import FakeApi, serving, write_kubeconfig
+from tests.waiting import SHORT
 
 SETTINGS = Settings(metrics_address="127.0.0.1:0", lease_duration_s=6, lease_renew_s=4, workers=2)
 
@@ -80,7 +81,7 @@ class Running:
         )
 
     async def health(self) -> Health:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SHORT):
             await asyncio.wait([self.task, self.up], return_when=asyncio.FIRST_COMPLETED)
             if self.task.done():
                 await self.task
@@ -88,7 +89,7 @@ class Running:
 
     async def end(self) -> None:
         self.stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SHORT):
             await self.task
 
 
@@ -116,7 +117,7 @@ async def test_it_comes_up_leads_works_serves_and_ends_clean(api: FakeApi, kubec
 
     async with house(kubeconfig, build) as running:
         health = await running.health()
-        await asyncio.wait_for(made[0].begun.wait(), 5)
+        await asyncio.wait_for(made[0].begun.wait(), SHORT)
         assert health.web is not None
         await health.web.started.wait()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{health.web.port}") as session:
@@ -145,14 +146,14 @@ async def test_work_in_hand_is_finished_before_the_lease_is_given_back(api: Fake
 
     async with house(kubeconfig, build) as running:
         health = await running.health()
-        await asyncio.wait_for(made[0].begun.wait(), 5)
+        await asyncio.wait_for(made[0].begun.wait(), SHORT)
         running.stop.set()
         await api.until(lambda: api.count("PATCH", "leases") >= 2)
         lease = api.objects["leases"]["tidemark-system", "tidemark-controller"]
         assert lease["spec"]["holderIdentity"] != ""
         assert health.unready() == "stopping"
         gate.set()
-        await asyncio.wait_for(running.task, 20)
+        await asyncio.wait_for(running.task, SHORT)
 
     assert made[0].ended == [("ns", "p")]
 
@@ -187,7 +188,7 @@ async def test_a_part_that_dies_takes_the_house_down_and_is_named(api: FakeApi, 
 
     async with house(kubeconfig, lambda _: House(parts=[Part("timers", die)])) as running:
         with pytest.raises(PartDied, match="'timers' ended: out of cheese") as caught:
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, SHORT)
 
     assert isinstance(caught.value, Retryable)
 
@@ -198,14 +199,14 @@ async def test_a_part_that_just_returns_is_as_bad(api: FakeApi, kubeconfig: str)
 
     async with house(kubeconfig, lambda _: House(parts=[Part("timers", end)])) as running:
         with pytest.raises(PartDied, match="'timers' ended: it returned"):
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, SHORT)
 
 
 async def test_a_part_that_can_never_work_says_so_as_it_is(api: FakeApi, kubeconfig: str) -> None:
     taken = Settings(metrics_address="192.0.2.1:1", leader_elect=False)
     async with house(kubeconfig, settings=taken) as running:
         with pytest.raises(Terminal, match=r"192\.0\.2\.1"):
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, SHORT)
 
 
 async def test_a_lost_lease_ends_the_house(api: FakeApi, kubeconfig: str) -> None:
@@ -215,7 +216,7 @@ async def test_a_lost_lease_ends_the_house(api: FakeApi, kubeconfig: str) -> Non
         thief = {"holderIdentity": "thief", "leaseDurationSeconds": 60}
         api.put({**lease, "spec": thief}, "leases")
         with pytest.raises(PartDied, match="thief"):
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, SHORT)
 
     assert lease["spec"]["holderIdentity"] != "thief"
 
@@ -229,7 +230,7 @@ async def test_a_controller_that_meets_a_stale_lease_ends_the_house(api: FakeApi
 
     async with house(kubeconfig, lambda context: House(controllers=[Stale(context)])) as running:
         with pytest.raises(PartDied, match="too old"):
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, SHORT)
 
 
 async def test_told_to_stop_before_it_leads_it_just_ends(api: FakeApi, kubeconfig: str) -> None:
@@ -281,7 +282,7 @@ async def test_the_command_ends_with_0_on_sigterm(api: FakeApi, kubeconfig: str)
     assert process.stderr is not None
     lines: list[str] = []
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SHORT):
             while "tidemark is running" not in "".join(lines):
                 line = await process.stderr.readline()
                 assert line, "".join(lines)

@@ -193,7 +193,6 @@ MAY = [
 
 
 @pytest.mark.real
-@pytest.mark.timeout(180)
 def test_a_real_api_server_takes_every_object_and_gives_the_rights_meant(tmp_path: Path) -> None:
     etcd, apiserver = find_tool("etcd"), find_tool("kube-apiserver")
     if etcd is None or apiserver is None:

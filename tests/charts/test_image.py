@@ -103,7 +103,6 @@ def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.timeout(300)
 def test_what_is_copied_and_locked_is_enough_to_run(tmp_path: Path) -> None:
     """The build's own steps without an engine: no test tool, no extra, no file of the checkout is there to help."""
     source, home = tmp_path / "src", tmp_path / "opt"
@@ -147,7 +146,7 @@ def builders() -> list[list[str]]:
 
 
 @pytest.mark.real
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_it_builds_where_a_builder_is() -> None:
     found = builders()
     if not found:

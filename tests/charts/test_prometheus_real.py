@@ -17,7 +17,7 @@ from tests.charts.test_dashboards import RULES, expressions, rules
 from tests.observe.test_metrics import full
 from tests.web.test_server import make, serving
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.real
 
 VARIABLES = {"$namespace": ".*", "$policy": ".*", "$__rate_interval": "1m"}
 

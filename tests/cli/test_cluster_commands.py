@@ -24,6 +24,7 @@ from orchestrator.cli.parts.instant import read_instant
 from orchestrator.demo import install
 from orchestrator.kube.client import Client
 from tests.cli.clusters import SETTINGS, Cluster, install_all, serving
+from tests.waiting import SHORT
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -234,7 +235,7 @@ def _when_made(cluster: Cluster, kind: type[K8sObject], act: Callable[[Client, s
     there = {obj.name for obj in cluster.do(lambda client: client.list(kind, "shop"))[0]}
 
     async def watch(client: Client) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SHORT):
             while True:
                 for obj in (await client.list(kind, "shop"))[0]:
                     if obj.name not in there:

@@ -26,6 +26,7 @@ from orchestrator.repository.repository import Repository
 from orchestrator.repository.store import open_store
 from tests.blocks.volumes import CHUNK, Volume
 from tests.repository.engine import NAMESPACE, backup
+from tests.waiting import LONG
 
 
 @pytest.fixture
@@ -280,12 +281,12 @@ def test_a_restore_that_is_told_to_end_leaves_no_half_file(
         [sys.executable, "-m", "orchestrator", *command], stderr=subprocess.PIPE, text=True
     ) as restore:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + LONG
             while not partial.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
             # when its target is there, and the machine wants it to end
             restore.send_signal(number)
-            _, said = restore.communicate(timeout=60)
+            _, said = restore.communicate(timeout=LONG)
         finally:
             restore.kill()
     # then nothing that looks like the volume is left, and it says so if it could

@@ -26,6 +26,7 @@ from urllib.parse import urlencode, urlsplit
 import yaml
 
 from tests.real.servers import compact
+from tests.waiting import LONG, SHORT
 
 Obj = dict[str, Any]
 ADMIN_TOKEN = "contract-admin-token"
@@ -67,7 +68,7 @@ class Cluster:
         )
         self._kept: http.client.HTTPSConnection | None = None
 
-    def _connection(self, timeout: float = 15) -> http.client.HTTPSConnection:
+    def _connection(self, timeout: float = SHORT) -> http.client.HTTPSConnection:
         parts = urlsplit(self.url)
         assert parts.hostname is not None
         return http.client.HTTPSConnection(parts.hostname, parts.port, context=self.context, timeout=timeout)
@@ -170,7 +171,7 @@ class Cluster:
         finally:
             connection.close()
 
-    def eventually(self, check: Any, timeout: float = 15) -> Any:
+    def eventually(self, check: Any, timeout: float = LONG) -> Any:
         """Ask again until the answer is true; what another process does has no signal to wait for."""
         end = time.monotonic() + timeout
         while True:
@@ -188,7 +189,7 @@ class Cluster:
         return name
 
     def kubectl(
-        self, *arguments: str, stdin: str = "", ok: bool = True, timeout: float = 40
+        self, *arguments: str, stdin: str = "", ok: bool = True, timeout: float = LONG
     ) -> subprocess.CompletedProcess[str]:
         binary = find_kubectl()
         assert binary is not None
@@ -252,7 +253,7 @@ def sandbox(directory: Path) -> Iterator[Cluster]:
     log = directory / "apiserver.log"
     arguments = [sys.executable, "-m", "orchestrator.sandbox.apiserver", "--dir", str(directory)]
     with _process(arguments, log) as process:
-        end = time.monotonic() + 30
+        end = time.monotonic() + LONG
         while b"serving at" not in log.read_bytes():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end

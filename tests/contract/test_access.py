@@ -241,7 +241,7 @@ def test_a_bound_token_dies_with_its_pod(cluster: Cluster, ns: str) -> None:
     assert good["user"]["extra"]["authentication.kubernetes.io/pod-name"] == ["p"]
     cluster.delete(path + "/p").ok()
     cluster.eventually(
-        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25
+        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated")
     )
 
 
@@ -251,7 +251,7 @@ def test_a_token_dies_with_its_account(cluster: Cluster, ns: str) -> None:
     assert cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"]["authenticated"] is True
     cluster.delete(f"/api/v1/namespaces/{ns}/serviceaccounts/robot").ok()
     cluster.eventually(
-        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated"), timeout=25
+        lambda: not cluster.post(REVIEWS, {"spec": {"token": token}}).ok()["status"].get("authenticated")
     )
 
 

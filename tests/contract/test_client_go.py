@@ -15,6 +15,7 @@ import pytest
 
 from tests.contract import clusters
 from tests.contract.clusters import Cluster
+from tests.waiting import LONG
 
 #: Hermetic runs have no Go compiler: the program is one of the real tools.
 pytestmark = pytest.mark.real
@@ -31,7 +32,7 @@ def results(cluster: Cluster) -> Iterator[dict[str, str]]:
         pytest.skip("needs the client-go program (make real-tools)")
     namespace = cluster.namespace()
     command = [str(program), "-kubeconfig", str(cluster.kubeconfig), "-namespace", namespace]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     yield {line["case"]: line["error"] for line in lines}

@@ -393,7 +393,7 @@ def test_deleting_a_definition_deletes_its_objects(cluster: Cluster, ns: str) ->
     assert cluster.get(_path(group, ns) + "/held").ok()["metadata"]["deletionTimestamp"]
     assert cluster.get(f"{DEFINITIONS}/gadgets.{group}").status == 200
     cluster.patch(_path(group, ns) + "/held", {"metadata": {"finalizers": None}})
-    cluster.eventually(lambda: cluster.get(f"{DEFINITIONS}/gadgets.{group}").status == 404, timeout=30)
+    cluster.eventually(lambda: cluster.get(f"{DEFINITIONS}/gadgets.{group}").status == 404)
     cluster.eventually(lambda: cluster.get(_path(group, ns)).status == 404)
 
 

@@ -183,7 +183,7 @@ def test_a_namespace_goes_with_its_contents_and_waits_for_finalizers(cluster: Cl
         "field": "metadata.namespace",
     }
     cluster.patch(_maps(ns) + "/held", {"metadata": {"finalizers": None}}).ok()
-    cluster.eventually(lambda: cluster.get(f"/api/v1/namespaces/{ns}").status == 404, timeout=30)
+    cluster.eventually(lambda: cluster.get(f"/api/v1/namespaces/{ns}").status == 404)
 
 
 @pytest.mark.parametrize("name", ["default", "kube-system"])

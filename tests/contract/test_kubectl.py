@@ -14,6 +14,7 @@ import pytest
 from tests.contract import clusters
 from tests.contract.clusters import Cluster
 from tests.contract.test_custom_resources import DEFINITIONS, SPEC, STATUS, install
+from tests.waiting import LONG
 
 # A machine without kubectl runs its hermetic tests all the same.
 pytestmark = [] if clusters.find_kubectl() else [pytest.mark.real]
@@ -206,7 +207,7 @@ def test_events_are_shown(cluster: Cluster, ns: str) -> None:
 def test_a_namespace_is_deleted_and_waited_for(cluster: Cluster) -> None:
     ns = cluster.namespace()
     cluster.kubectl("-n", ns, "create", "configmap", "c")
-    done = cluster.kubectl("delete", "namespace", ns, "--timeout=40s", timeout=60)
+    done = cluster.kubectl("delete", "namespace", ns, "--timeout=200s")
     assert f'namespace "{ns}" deleted' in done.stdout
 
 
@@ -226,7 +227,7 @@ def older(cluster: Cluster, ns: str) -> Callable[..., str]:
 
     def run(*arguments: str, stdin: str = "") -> str:
         command = [found, "--kubeconfig", str(cluster.kubeconfig), "-n", ns, *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=40, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=LONG, check=False)
         return done.stdout + done.stderr
 
     return run

@@ -12,8 +12,7 @@ from kubernetes_asyncio import client, config, watch
 from kubernetes_asyncio.client.exceptions import ApiException
 
 from tests.contract.clusters import Cluster
-
-WAIT_S = 30
+from tests.waiting import SHORT
 
 
 @contextlib.asynccontextmanager
@@ -25,7 +24,7 @@ async def _connected(cluster: Cluster) -> AsyncIterator[client.ApiClient]:
 
 
 async def test_objects_are_made_read_changed_and_deleted(cluster: Cluster, ns: str) -> None:
-    async with _connected(cluster) as api, asyncio.timeout(WAIT_S):
+    async with _connected(cluster) as api, asyncio.timeout(SHORT):
         core = client.CoreV1Api(api)
         body = client.V1ConfigMap(metadata=client.V1ObjectMeta(name="c", labels={"a": "b"}), data={"k": "v"})
         made = await core.create_namespaced_config_map(ns, body)
@@ -49,7 +48,7 @@ async def test_objects_are_made_read_changed_and_deleted(cluster: Cluster, ns: s
 
 
 async def test_its_watch_yields_typed_objects_and_resumes(cluster: Cluster, ns: str) -> None:
-    async with _connected(cluster) as api, asyncio.timeout(WAIT_S):
+    async with _connected(cluster) as api, asyncio.timeout(SHORT):
         core = client.CoreV1Api(api)
         start = await core.list_namespaced_config_map(ns)
 
@@ -74,7 +73,7 @@ async def test_its_watch_yields_typed_objects_and_resumes(cluster: Cluster, ns: 
 
 
 async def test_custom_kinds_jobs_and_tokens_are_spoken_too(cluster: Cluster, ns: str) -> None:
-    async with _connected(cluster) as api, asyncio.timeout(WAIT_S):
+    async with _connected(cluster) as api, asyncio.timeout(SHORT):
         pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1"}]}
         body = {"metadata": {"name": "j"}, "spec": {"suspend": True, "template": {"spec": pod}}}
         job = await client.BatchV1Api(api).create_namespaced_job(ns, body)

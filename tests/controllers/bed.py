@@ -32,11 +32,11 @@ from orchestrator.kube.client import Client
 from orchestrator.sandbox.cluster import Sandbox
 from orchestrator.volumes.snapshot import original_name
 from policies.naming import transient_name
+from tests.waiting import LONG
 
 SYSTEM = "tidemark-system"
 REPOSITORY = "main"
 TENANT = "shop"
-WAIT_S = 60.0
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Bed:
         )
         return await self.client.create(point)
 
-    async def ended(self, point: RecoveryPoint, timeout_s: float = WAIT_S) -> RecoveryPoint:
+    async def ended(self, point: RecoveryPoint, timeout_s: float = LONG) -> RecoveryPoint:
         """Wait until the point is final and everything on its way is torn down."""
 
         async def over() -> bool:
@@ -112,7 +112,7 @@ class Bed:
         assert point.status.phase is PointPhase.COMPLETED, point.status
         return point
 
-    async def eventually(self, check: Any, what: str, timeout_s: float = WAIT_S) -> None:
+    async def eventually(self, check: Any, what: str, timeout_s: float = LONG) -> None:
         """Ask again until the answer is yes; what other processes do has no signal to wait for."""
         end = time.monotonic() + timeout_s
         while not await check():

@@ -31,6 +31,7 @@ from orchestrator.kube.client import Client
 from orchestrator.kube.events import Recorder
 from orchestrator.observe.metrics import Metrics
 from tests.kube.fakes import FakeApi, serving, write_kubeconfig
+from tests.waiting import SHORT
 
 SYSTEM = "tidemark-system"
 NAMESPACE = "shop"
@@ -95,7 +96,7 @@ class Desk:
         """Delete an object and wait until the cache knows."""
         namespace = namespace if kind.RESOURCE.namespaced else ""
         self.api.remove(name, namespace, kind.RESOURCE.plural)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SHORT):
             while self.context.caches.of(kind).get(name, namespace) is not None:
                 await asyncio.sleep(0.01)
 

@@ -23,6 +23,7 @@ from orchestrator.kube.errors import Target
 from orchestrator.kube.events import Recorder
 from orchestrator.kube.queue import WorkQueue
 from tests.kube.fakes import FakeApi, Widget, serving, widget, write_kubeconfig
+from tests.waiting import SHORT
 
 
 class Flaky(Retryable):
@@ -66,7 +67,7 @@ class WidgetController(Controller[Widget]):
             self.changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15), self.changed:
+        async with asyncio.timeout(SHORT), self.changed:
             await self.changed.wait_for(condition)
 
 
@@ -237,7 +238,7 @@ async def test_a_stale_lease_ends_the_controller(context: Context) -> None:
     controller = WidgetController(context, raising(LeaseStale("too old")))
     async with running(controller) as task:
         with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(asyncio.shield(task), 5)
+            await asyncio.wait_for(asyncio.shield(task), SHORT)
 
     assert caught.value.subgroup(LeaseStale) is not None
 
@@ -269,7 +270,7 @@ async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_more(context:
         await asyncio.sleep(0)
         assert not task.done()
         go.set()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(SHORT):
             await task
 
     assert finished == controller.seen

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bed]:
     """One cluster for this file, with the point controller at work."""
     directory: Path = tmp_path_factory.mktemp("points")
-    async with bed(directory, snapshot_timeout_s=4.0) as made, made.controller():
+    async with bed(directory, snapshot_timeout_s=15.0) as made, made.controller():
         yield made
 
 

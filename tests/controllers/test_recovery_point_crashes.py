@@ -23,6 +23,7 @@ from orchestrator.api.tidemark.backup_policy import VolumeOptions
 from orchestrator.api.tidemark.recovery_point import FINAL_PHASES, PointPhase, RecoveryPoint
 from orchestrator.controllers.base import Context
 from tests.controllers.bed import TENANT, Bed, bed
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,7 +118,7 @@ async def test_a_clone_that_never_comes_up_gives_its_slot_back_and_ends_the_poin
     clones: set[str] = set()
     await cluster.sandbox.fault("clone-pending")
     try:
-        async with asyncio.timeout(120), cluster.controller(impatient):
+        async with asyncio.timeout(LONG), cluster.controller(impatient):
             ended = await cluster.point(claim)
             while ended.status.phase not in FINAL_PHASES:
                 ended = await cluster.client.get(RecoveryPoint, ended.name, TENANT)
@@ -134,7 +135,6 @@ async def test_a_clone_that_never_comes_up_gives_its_slot_back_and_ends_the_poin
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(1, 11))
 async def test_a_point_survives_a_controller_that_is_cut_off_again_and_again(cluster: Bed, seed: int) -> None:
     await survives(cluster, seed=seed, cuts=5, claim_name=f"crash-{seed}")

@@ -94,7 +94,6 @@ async def controllers_at_work(at: Desk, key: str) -> None:
         assert (await at.known(BackupRepository, "main")).status.ready == "False"
 
 
-@pytest.mark.timeout(60)
 async def test_a_controller_never_shows_a_key_or_a_credential(
     at: Desk, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

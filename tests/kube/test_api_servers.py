@@ -80,7 +80,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield str(path)
 
 
-@pytest.fixture(params=["sandbox", pytest.param("real", marks=[pytest.mark.real, pytest.mark.timeout(180)])])
+@pytest.fixture(params=["sandbox", pytest.param("real", marks=pytest.mark.real)])
 async def kubeconfig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     if request.param == "real":
         yield request.getfixturevalue("real")

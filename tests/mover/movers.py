@@ -14,6 +14,7 @@ import msgspec
 
 from orchestrator.api.mover import MoverConfig, Task
 from orchestrator.repository.vault import Vault
+from tests.waiting import LONG
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +58,7 @@ class Pod:
         return found
 
 
-def end(process: subprocess.Popen[str], timeout_s: float = 60) -> tuple[int, list[dict[str, Any]], str]:
+def end(process: subprocess.Popen[str], timeout_s: float = LONG) -> tuple[int, list[dict[str, Any]], str]:
     """Wait for a mover; return its exit code, its progress lines and its log."""
     out, log = process.communicate(timeout=timeout_s)
     return process.returncode, [json.loads(line) for line in out.splitlines()], log

@@ -26,7 +26,8 @@ import yaml
 from orchestrator.demo.programs import free_port
 from orchestrator.kube.client import Client
 from tests.real.certificates import Authority, key_pem, new_key, public_pem
-from tests.real.servers import START_S, Server, answers, compact, tool
+from tests.real.servers import Server, answers, compact, tool
+from tests.waiting import LONG
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
@@ -111,7 +112,7 @@ class RealCluster:
     def _run(self, command: list[str], stdin: str, config: Path, ok: bool) -> subprocess.CompletedProcess[str]:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "KUBECONFIG": str(config)}
         done = subprocess.run(
-            command, input=stdin, env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=180, check=False
+            command, input=stdin, env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=LONG, check=False
         )
         assert not ok or done.returncode == 0, f"{command[1:]}: {done.stdout}{done.stderr}"
         return done
@@ -119,15 +120,15 @@ class RealCluster:
     def define(self, folder: Path) -> None:
         """Apply a folder of CustomResourceDefinitions and wait until the server serves and describes their kinds."""
         self.kubectl("apply", "--server-side", "-f", str(folder))
-        self.kubectl("wait", "--for=condition=Established", "-f", str(folder), f"--timeout={START_S:.0f}s")
+        self.kubectl("wait", "--for=condition=Established", "-f", str(folder), f"--timeout={LONG:.0f}s")
         definitions = json.loads(self.kubectl("get", "-o", "json", "-f", str(folder)).stdout)
-        until = time.monotonic() + START_S
+        until = time.monotonic() + LONG
         for found in definitions.get("items", [definitions]):
             spec = found["spec"]
             for version in (each["name"] for each in spec["versions"] if each["served"]):
                 # What describes a kind comes a moment after what serves it, on a busy machine several.
                 while not self._describes(spec["group"], version, spec["names"]["kind"]):
-                    assert time.monotonic() < until, f"no schema of {spec['names']['kind']} within {START_S:.0f} s"
+                    assert time.monotonic() < until, f"no schema of {spec['names']['kind']} within {LONG:.0f} s"
                     time.sleep(0.2)
 
     def _describes(self, group: str, version: str, kind: str) -> bool:

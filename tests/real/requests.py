@@ -24,9 +24,10 @@ from orchestrator.api.tidemark.backup import BackupPhase
 from orchestrator.api.tidemark.restore import RestorePhase
 from tests.real import audit
 from tests.real.cluster import RealCluster, real_cluster
-from tests.real.site import LONG, Site, ours, site
+from tests.real.site import Site, ours, site
 from tests.real.world import REPOSITORY
 from tests.system.world import write
+from tests.waiting import LONG
 
 TEAM = "counted"
 BEGIN, END = "<!-- counted: begin -->", "<!-- counted: end -->"
@@ -37,7 +38,7 @@ STEADY = ("leases.coordination.k8s.io",)
 
 async def settled(at: Site, contents: int) -> None:
     """Wait until nothing transient is left."""
-    await at.world.settled(TEAM, snapshots=contents, within_s=LONG)
+    await at.world.settled(TEAM, snapshots=contents)
 
 
 async def window(at: Site, began: datetime) -> list[audit.Request]:

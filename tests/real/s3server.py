@@ -7,6 +7,8 @@ import os
 import socket
 from pathlib import Path
 
+from tests.waiting import LONG
+
 
 class S3Server:
     """versitygw on loopback, with one bucket; it can be killed and started again on the same port."""
@@ -26,7 +28,7 @@ class S3Server:
         self._process = await asyncio.create_subprocess_exec(
             *command, env=environment, cwd=self._folder, stdout=quiet, stderr=quiet
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LONG):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)

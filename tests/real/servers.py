@@ -14,9 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.api.real_apiserver import find_tool
-
-START_S = 180.0
-"""Generous: the machine may be busy with other suites."""
+from tests.waiting import LONG, SHORT
 
 
 def tool(name: str) -> Path:
@@ -64,7 +62,7 @@ class Server:
             self._process.kill()
             self._process.wait(20)
 
-    def stop(self, within_s: float = 15) -> None:
+    def stop(self, within_s: float = SHORT) -> None:
         """End it with SIGTERM, with SIGKILL if it does not listen."""
         if self._process is None or self._process.poll() is not None:
             return
@@ -74,7 +72,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    async def until(self, ready: Callable[[], bool], within_s: float = START_S) -> None:
+    async def until(self, ready: Callable[[], bool], within_s: float = LONG) -> None:
         """Wait until `ready` says so; it is asked in a thread. Fails if the process ends before."""
         end = time.monotonic() + within_s
         while not await asyncio.to_thread(ready):

@@ -21,12 +21,12 @@ from tests.real import audit
 from tests.real.cluster import RealCluster
 from tests.real.world import HOME, RealWorld, real_world
 from tests.system.world import SETTINGS
+from tests.waiting import LONG
 
 ACCOUNT = SETTINGS.service_account
 MOVER = SETTINGS.mover_service_account
 CONTROLLER = audit.account(HOME, ACCOUNT)
 POD = "app.kubernetes.io/component=controller"
-LONG = 240.0
 """Seconds that a wait may take on a busy machine before a test gives up."""
 
 
@@ -73,7 +73,7 @@ class Site:
             if found is not None:
                 await self.client.delete(Namespace, name, uid=found.uid)
         for name in names or tuple(self._teams):
-            await self.world.until(Namespace, name, "", lambda n: n is None, within_s=LONG)
+            await self.world.until(Namespace, name, "", lambda n: n is None)
 
     async def pause(self) -> None:
         """Stop the controller, and wait until it is gone."""

@@ -24,7 +24,7 @@ from orchestrator.sandbox.cluster import Sandbox
 from tests.real.cluster import RealCluster
 from tests.real.servers import tool
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 BLOCK = 65536
 SIZE = 4 << 20

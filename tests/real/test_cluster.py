@@ -10,8 +10,9 @@ import pytest
 
 from orchestrator.api.foreign.core import PersistentVolumeClaim, Pod
 from tests.real.cluster import RealCluster
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 POD = """
 apiVersion: v1
@@ -42,7 +43,7 @@ spec:
 """
 
 
-async def eventually(met: Callable[[], bool], within_s: float = 120) -> None:
+async def eventually(met: Callable[[], bool], within_s: float = LONG) -> None:
     """Ask again until it is so."""
     end = time.monotonic() + within_s
     while not await asyncio.to_thread(met):

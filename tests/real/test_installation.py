@@ -24,8 +24,9 @@ from tests.real.cluster import RealCluster
 from tests.real.installed import CHART, NAMESPACE, Installed
 from tests.real.schemas import LOCATION, write_schemas
 from tests.real.servers import tool
+from tests.waiting import LONG, SHORT
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -56,7 +57,7 @@ def schemas(cluster: RealCluster, monitoring: None, tmp_path_factory: pytest.Tem
 def kubeconform(schemas: Path, objects: str) -> dict[str, Any]:
     location = str(schemas / LOCATION)
     command = [str(tool("kubeconform")), "-strict", "-output", "json", "-summary", "-schema-location", location]
-    done = subprocess.run(command, input=objects, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=objects, capture_output=True, text=True, timeout=SHORT, check=False)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -360,7 +361,7 @@ def _restarts(pod: dict[str, Any]) -> int:
     return int(pod["status"]["containerStatuses"][0]["restartCount"])
 
 
-async def _until(seen: Callable[[], Awaitable[str]], within_s: float = 90) -> str:
+async def _until(seen: Callable[[], Awaitable[str]], within_s: float = LONG) -> str:
     """Ask until the answer is not empty: what another process does has no signal to wait for."""
     async with asyncio.timeout(within_s):
         while not (found := await seen()):

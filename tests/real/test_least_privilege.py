@@ -28,11 +28,12 @@ from orchestrator.decisions.backup_policy import backup_name
 from policies.naming import object_name, transient_name
 from tests.real import audit
 from tests.real.cluster import RealCluster
-from tests.real.site import ACCOUNT, HOME, LONG, MOVER, Site, ours, site
+from tests.real.site import ACCOUNT, HOME, MOVER, Site, ours, site
 from tests.real.world import REPOSITORY
 from tests.system.world import digest, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 TEAM = "rights"
 SIZE = 8 << 20
@@ -145,25 +146,25 @@ class Story:
         await asyncio.to_thread(write, image, 0, b"other" * 400_000)
         await self.begin("lost", "a", bandwidthLimit="64Ki", parallelism=1)
         point = await self.appeared("lost")
-        await self.world.until(Job, transient_name(point.uid), HOME, lambda j: j is not None, within_s=LONG)
+        await self.world.until(Job, transient_name(point.uid), HOME, lambda j: j is not None)
         pods = await self.pods_of(point)
         await self.at.kubectl("delete", "job", transient_name(point.uid), "-n", HOME, "--cascade=orphan")
         await self.client.merge_patch(Backup, "lost", TEAM, {"spec": {"cancel": True}})
         ended = await self.world.backup_ended("lost", TEAM, LONG)
         assert ended.status.phase is BackupPhase.CANCELLED, ended.status
         for pod in pods:
-            await self.world.until(Pod, pod.name, HOME, lambda p: p is None, within_s=LONG)
+            await self.world.until(Pod, pod.name, HOME, lambda p: p is None)
 
     async def prune_and_sweep(self) -> None:
         """One point's data goes on request; another's record is deleted, and its snapshot swept."""
         points = {(p.spec.backup, p.spec.pvc_name): p for p in await self.world.points(TEAM)}
         pruned, deleted = points["first", "a"], points["second", "b"]
         await self.client.merge_patch(RecoveryPoint, pruned.name, TEAM, {"spec": {"prune": True}})
-        await self.world.until(RecoveryPoint, pruned.name, TEAM, lambda p: p is None, within_s=LONG)
+        await self.world.until(RecoveryPoint, pruned.name, TEAM, lambda p: p is None)
         assert deleted.status.content_name
         await self.client.delete(RecoveryPoint, deleted.name, TEAM, uid=deleted.uid)
         content = deleted.status.content_name
-        await self.world.until(VolumeSnapshotContent, content, "", lambda c: c is None, within_s=LONG)
+        await self.world.until(VolumeSnapshotContent, content, "", lambda c: c is None)
 
     async def keep_the_schedule(self) -> None:
         """Slots become runs; the oldest records of a long history go; one slot finds its run's name taken."""
@@ -176,7 +177,7 @@ class Story:
         await self.until(BackupPolicy, "often", lambda p: bool(p.status.last_backup))
         policy = await self.world.apply(BackupPolicy, "often", TEAM, spec | {"suspend": True})
         await self.world.backup_ended(policy.status.last_backup, TEAM, LONG)
-        await self.world.until(Backup, "old-00", TEAM, lambda b: b is None, within_s=LONG)
+        await self.world.until(Backup, "old-00", TEAM, lambda b: b is None)
 
         cluster_id = (await self.client.get(Namespace, "kube-system")).uid
         start = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) // 5 * 5, UTC)
@@ -216,7 +217,7 @@ class Story:
         await self.client.merge_patch(BackupRepository, REPOSITORY, "", body)
         await self.world.until(
             BackupRepository, REPOSITORY, "",
-            lambda r: r is not None and r.status.last_maintenance_slot not in (None, before), within_s=LONG,
+            lambda r: r is not None and r.status.last_maintenance_slot not in (None, before),
         )  # fmt: skip
         await self.client.merge_patch(
             BackupRepository, REPOSITORY, "", {"spec": {"maintenance": {"schedule": None, "suspend": True}}}
@@ -243,7 +244,7 @@ class Story:
 
     async def until(self, kind: Any, name: str, met: Any) -> None:
         """Wait until an object of the team is there and as wanted."""
-        await self.world.until(kind, name, TEAM, lambda found: found is not None and met(found), within_s=LONG)
+        await self.world.until(kind, name, TEAM, lambda found: found is not None and met(found))
 
 
 def _held(conditions: Any, reason: str = "") -> bool:

@@ -18,7 +18,7 @@ from orchestrator.repository.store import open_store
 from tests.repository.lockservers import BUCKET, LockServer
 from tests.system.world import SETTINGS, World, digest, world, write
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
 
 NAMESPACE = "vaulted"
 URL = f"s3://{BUCKET}/main"
@@ -40,7 +40,7 @@ async def unlocked(server: LockServer) -> list[str]:
 
 async def taken(found: World, name: str) -> RecoveryPoint:
     await found.backup(name, NAMESPACE, policy="all")
-    done = await found.backup_ended(name, NAMESPACE, within_s=200)
+    done = await found.backup_ended(name, NAMESPACE)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     (point,) = [p for p in await found.points(NAMESPACE) if p.spec.backup == name]
     return point
@@ -72,7 +72,7 @@ async def test_points_of_a_locked_repository_are_made_kept_and_removed_without_a
             assert await unlocked(server) == []
             # when one is removed
             await found.client.merge_patch(RecoveryPoint, first.name, NAMESPACE, {"spec": {"prune": True}})
-            await found.until(RecoveryPoint, first.name, NAMESPACE, lambda point: point is None, within_s=200)
+            await found.until(RecoveryPoint, first.name, NAMESPACE, lambda point: point is None)
             # then it is gone for commands that know nothing of the lock, and the other restores
             options = tmp_path / "options"
             options.write_text("".join(f"{k}={v}\n" for k, v in server.options("writer").items()))

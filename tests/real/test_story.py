@@ -25,10 +25,11 @@ from orchestrator.demo.stage import NAMESPACE as DEMO_NAMESPACE
 from orchestrator.demo.stage import Stage, Waited
 from orchestrator.demo.story import tell_story
 from tests.real.cluster import RealCluster
-from tests.real.world import LONG, REPOSITORY, RealWorld, real_world
+from tests.real.world import REPOSITORY, RealWorld, real_world
 from tests.system.world import digest, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 T = TypeVar("T", bound=K8sObject)
 SHOP = "two-zones"
@@ -89,7 +90,7 @@ async def test_the_demonstration_holds_on_a_real_cluster(world: RealWorld) -> No
     broken = [check for check in script.report.checks if not check["held"]]
     assert not broken, "\n".join([*map(str, broken), *lines])
     assert len(script.report.restores) == 6
-    await world.settled(DEMO_NAMESPACE, snapshots=0, within_s=LONG)
+    await world.settled(DEMO_NAMESPACE, snapshots=0)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -116,7 +117,7 @@ async def images(world: RealWorld) -> AsyncIterator[dict[str, Path]]:
 async def backed_up(world: RealWorld, name: str) -> dict[str, RecoveryPoint]:
     """Make a Backup, wait for its completion, and return its points by claim."""
     await world.backup(name, SHOP, policy="all")
-    done = await world.backup_ended(name, SHOP, within_s=LONG)
+    done = await world.backup_ended(name, SHOP)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     return {p.spec.pvc_name: p for p in await world.points(SHOP) if p.spec.backup == name}
 
@@ -138,7 +139,7 @@ async def test_movers_run_in_the_zone_of_their_volume(world: RealWorld, images: 
         assert point.status.bytes is not None
         assert point.status.bytes.read == CHUNK
         assert await world.restored(point) == digest(images[claim]), claim
-    await world.settled(SHOP, snapshots=3, within_s=LONG)
+    await world.settled(SHOP, snapshots=3)
 
 
 async def test_a_restored_volume_of_a_zone_comes_back_whole(world: RealWorld, images: dict[str, Path]) -> None:
@@ -149,11 +150,11 @@ async def test_a_restored_volume_of_a_zone_comes_back_whole(world: RealWorld, im
         spec = msgspec.convert(target, RestoreSpec)
         await world.client.create(Restore(metadata=ObjectMeta(name=f"back-{claim}", namespace=SHOP), spec=spec))
     for claim in points:
-        done = await world.restore_ended(f"back-{claim}", SHOP, within_s=LONG)
+        done = await world.restore_ended(f"back-{claim}", SHOP)
         assert done.status.phase is RestorePhase.COMPLETED, done.status
         assert digest(await world.image(f"{claim}-back", SHOP)) == digest(images[claim])
         assert (await world.client.get(PersistentVolumeClaim, f"{claim}-back", SHOP)).bound
-    await world.settled(SHOP, snapshots=3, within_s=LONG)
+    await world.settled(SHOP, snapshots=3)
 
 
 async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, images: dict[str, Path]) -> None:
@@ -172,11 +173,11 @@ async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, ima
             await asyncio.sleep(0.05)
     await world.kill_installed()
     assert world.kill_movers()
-    done = await world.backup_ended("killed", SHOP, within_s=LONG)
+    done = await world.backup_ended("killed", SHOP)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     for point in [p for p in await world.points(SHOP) if p.spec.backup == "killed"]:
         assert await world.restored(point) == digest(images[point.spec.pvc_name])
-    await world.settled(SHOP, snapshots=3, within_s=LONG)
+    await world.settled(SHOP, snapshots=3)
 
 
 async def test_a_deleted_namespace_leaves_no_volume_and_no_snapshot_and_keeps_every_point(
@@ -200,4 +201,4 @@ async def test_a_deleted_namespace_leaves_no_volume_and_no_snapshot_and_keeps_ev
         raise AssertionError(await asyncio.to_thread(left)) from None
     for point in points:
         assert await world.restored(point) == kept[point.uid]
-    await world.settled(SHOP, snapshots=0, within_s=LONG)
+    await world.settled(SHOP, snapshots=0)

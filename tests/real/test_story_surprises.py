@@ -28,10 +28,11 @@ from orchestrator.api.tidemark.restore import RestorePhase, RestoreSpec
 from orchestrator.demo import install
 from orchestrator.kube.errors import NotFound
 from tests.real.cluster import RealCluster
-from tests.real.world import HOME, LONG, REPOSITORY, RealWorld, real_world
+from tests.real.world import HOME, REPOSITORY, RealWorld, real_world
 from tests.system.world import SETTINGS, digest, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 WEATHER = "weather"
 SIZE = 16 << 20
@@ -59,13 +60,13 @@ class Weather:
             while not self.world.running_movers():
                 await asyncio.sleep(0.05)
         yield
-        done = await self.world.backup_ended(name, WEATHER, within_s=LONG)
+        done = await self.world.backup_ended(name, WEATHER)
         assert done.status.phase is BackupPhase.COMPLETED, done.status
         points = [p for p in await self.world.points(WEATHER) if p.spec.backup == name]
         assert {p.spec.pvc_name for p in points} == set(self.images)
         for point in points:
             assert await self.world.restored(point) == digest(self.images[point.spec.pvc_name]), point.name
-        await self.world.settled(WEATHER, snapshots=len(self.images), within_s=LONG)
+        await self.world.settled(WEATHER, snapshots=len(self.images))
 
     def answers(self, code: int, since: int) -> int:
         """Return how often the server gave the controller that code, by its audit log from that place on."""
@@ -236,7 +237,7 @@ async def test_a_restore_through_all_of_it_hands_over_whole_volumes(weather: Wea
     await cluster.restart_apiserver()
     await world.kill_installed()
     for claim, image in weather.images.items():
-        done = await world.restore_ended(f"{claim}-back", WEATHER, within_s=LONG)
+        done = await world.restore_ended(f"{claim}-back", WEATHER)
         assert done.status.phase is RestorePhase.COMPLETED, done.status
         assert digest(await world.image(f"{claim}-back", WEATHER)) == digest(image) == done.status.sha256
-    await world.settled(WEATHER, snapshots=len(weather.images), within_s=LONG)
+    await world.settled(WEATHER, snapshots=len(weather.images))

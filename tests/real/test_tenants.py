@@ -38,11 +38,12 @@ from orchestrator.api.tidemark.restore import RestorePhase
 from orchestrator.demo import install
 from tests.real import audit
 from tests.real.cluster import ISSUER, RealCluster
-from tests.real.site import ACCOUNT, HOME, LONG, Site, claim, ours, site
+from tests.real.site import ACCOUNT, HOME, Site, claim, ours, site
 from tests.real.world import REPOSITORY
 from tests.system.world import digest, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
 BLUE, RED = "blue", "red"
 PRIVATE = "private"
@@ -181,7 +182,7 @@ async def test_a_repository_takes_points_of_the_namespaces_that_it_admits_and_of
         found = condition(policy.status.conditions, "RepositoryReady") if policy else None
         return found is not None and (found.status, found.reason) == ("False", "NamespaceNotAllowed")
 
-    await town.world.until(BackupPolicy, "elsewhere", RED, told, within_s=LONG)
+    await town.world.until(BackupPolicy, "elsewhere", RED, told)
     phase, reason, _ = await town.restore("elsewhere", {"pvc": {"pvc": "treasure", "repository": PRIVATE}})
     assert (phase, reason) == (RestorePhase.FAILED, "NamespaceNotAllowed")
 
@@ -283,7 +284,7 @@ async def test_objects_with_our_labels_stay_their_makers_when_a_record_is_swept(
     await town.client.delete(RecoveryPoint, point.name, BLUE, uid=point.uid)
 
     content = point.status.content_name
-    await town.world.until(VolumeSnapshotContent, content, "", lambda c: c is None, within_s=LONG)
+    await town.world.until(VolumeSnapshotContent, content, "", lambda c: c is None)
     for kind, name in (
         (VolumeSnapshot, f"tidemark-{point.uid}"),
         (PersistentVolumeClaim, f"tm-{point.uid}"),

@@ -23,11 +23,11 @@ from tests.real.installed import install as install_chart
 from tests.real.s3server import S3Server
 from tests.real.servers import tool
 from tests.system.world import SETTINGS, World, digest
+from tests.waiting import LONG
 
 T = TypeVar("T", bound=K8sObject)
 REPOSITORY = "vault"
 HOME = SETTINGS.namespace
-LONG = 240.0
 """Seconds that a wait may take on a busy machine before the test gives up."""
 LEASE_S = 6
 """Less than the chart's own: one that was killed is followed sooner."""

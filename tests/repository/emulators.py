@@ -25,9 +25,10 @@ import pytest
 import yarl
 from aiohttp import web
 
+from tests.waiting import LONG
+
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-START_S = 60.0
 
 
 def tool(name: str) -> str:
@@ -50,7 +51,7 @@ def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         try:
-            end = time.monotonic() + START_S
+            end = time.monotonic() + LONG
             while True:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
@@ -64,7 +65,7 @@ def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
 
 
 def _send(request: urllib.request.Request) -> None:
-    end = time.monotonic() + START_S
+    end = time.monotonic() + LONG
     while True:
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:

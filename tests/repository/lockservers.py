@@ -19,6 +19,7 @@ from typing import Any
 
 from orchestrator.repository.lockclient import S3LockClient
 from tests.repository.emulators import tool
+from tests.waiting import LONG
 
 BUCKET = "locked-bucket"
 SERVER = os.environ.get("TIDEMARK_LOCK_SERVER", "versitygw")
@@ -63,7 +64,7 @@ class LockServer:
         server = subprocess.Popen(self.command, env={**os.environ, **keys}, stdout=quiet, stderr=quiet)
         try:
             host, port = self.address.split(":")
-            end = time.monotonic() + 60
+            end = time.monotonic() + LONG
             while True:
                 with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
                     break

@@ -47,7 +47,7 @@ NEEDED = {"tidemark", "keys", "namespaces", "packs", "maps", "points", "relocate
 KINDS = NEEDED | {"intent", "plan", "shards", "moves", "moved", "compacted"}
 KINDS |= {"damaged", "sweeps", "removing", "verified"}
 PACK = 6 * CHUNK
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1500)]
 Points = dict[str, str]
 """Manifest's name -> SHA-256 of the volume."""
 

@@ -28,7 +28,7 @@ from tests.blocks.volumes import CHUNK, Point, Volume, announce, give_back, run,
 from tests.reader.stranger import open_repository
 from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf, differs
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1500)]
 
 KEY = bytes(range(32))
 PACK = 6 * CHUNK

@@ -49,7 +49,7 @@ from tests.repository.wire import ONLY, Cut, Objects, Request, Wire
 
 SECRET = "MOSTSECRETKEY"
 CASES = os.environ.get("TIDEMARK_WIRE_CASES", "")
-pytestmark = pytest.mark.timeout(7200 if CASES else 600)
+pytestmark = pytest.mark.timeout(7200 if CASES else 1500)
 AT_ONCE = 16
 RETRIES = 10
 BEYOND = (Cut.FORBIDDEN, Cut.HALF, Cut.STALE)

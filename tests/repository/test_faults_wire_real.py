@@ -18,7 +18,7 @@ from tests.repository import emulators
 from tests.repository.test_stores import _s3_server, lives_in
 from tests.repository.wire import ONLY, Cut, Forward, Request, Wire
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.real
 
 KINDS = (
     Cut.RESET,

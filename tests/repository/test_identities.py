@@ -11,6 +11,7 @@ import pytest
 from orchestrator.errors import TidemarkError
 from orchestrator.repository.store import Store, open_store
 from tests.repository.identities import WORKLOAD_TOKEN, Cloud, serving
+from tests.waiting import LONG
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ async def test_a_token_that_is_about_to_expire_is_asked_for_again_with_the_file_
     store = await open_store("az://bucket/p", options)
     await store.put_new("first", b"x")
     token.write_text(f"{WORKLOAD_TOKEN}-of-the-next-hour")  # as the kubelet does
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONG):
         while len(cloud.asked) < 2:  # a token just fetched is kept for a moment, however short its life
             await store.put_new(f"object-{len(cloud.objects)}", b"x")
     assert cloud.asked[0]["client_assertion"] == WORKLOAD_TOKEN

@@ -27,7 +27,7 @@ from tests.repository.engine import START, announce, new_vault, point_record, re
 from tests.repository.faults import Fault, FaultyStore, ProcessDied, Shelf
 from tests.repository.world import DAY, WEEK, History
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 STRIDE = int(os.environ.get("TIDEMARK_STRIDE", "4"))
 """Every moment on demand: TIDEMARK_STRIDE=1 pytest -m system tests/repository/test_overtaken.py"""

@@ -25,6 +25,7 @@ from orchestrator.repository.verify import verify
 from tests.reader.stranger import open_repository
 from tests.repository.engine import announce, copy, new_vault, point_record, restore
 from tests.repository.faults import Fault, FaultyStore, Shelf
+from tests.waiting import LONG
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 
@@ -133,7 +134,7 @@ async def _lived(seed: int) -> World:
         # the restore and the removal begin first: they choose among the points that are there
         parties = [world.restore, world.restore, world.remove, world.remove, *[world.write] * 3]
         parties += [*[world.maintain] * 3, world.prove]
-        async with asyncio.timeout(300), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(LONG), asyncio.TaskGroup() as group:
             for party in parties:
                 group.create_task(party())
         await world.check()

@@ -22,6 +22,7 @@ from orchestrator.repository.verified import forget_results, open_result, put_re
 from orchestrator.repository.verify import Depth, verify
 from tests.repository.engine import START, backup, restore
 from tests.repository.faults import Fault, FaultyStore
+from tests.waiting import LONG
 
 SIZE = 1024
 
@@ -333,7 +334,7 @@ class _Whims(FaultyStore):
         self.most, self.most_bytes = max(self.most, self.under_way), max(self.most_bytes, self.bytes)
         if self.under_way > 1:
             self.together.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONG):
             await self.together.wait()  # the first read is answered when the second is under way
         for _ in range(self.rng.randrange(60)):
             await asyncio.sleep(0)
@@ -436,7 +437,7 @@ async def test_a_verification_that_is_cancelled_leaves_no_read_behind(vault: Vau
 
     # when its verification is cancelled
     run = asyncio.create_task(verify(msgspec.structs.replace(vault, store=Silent(vault.store)), depth="full"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LONG):
         await reading.wait()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -28,7 +28,7 @@ from tests.blocks.volumes import CHUNK, Point, Volume, announce, give_back, take
 from tests.mover.movers import Pod, end
 from tests.reader.stranger import Folder, open_repository
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 PACK = 1 << 20

@@ -29,8 +29,9 @@ from orchestrator.repository.verify import verify
 from tests.blocks.volumes import Point, Volume, announce, take, vault_on
 from tests.repository.engine import restore
 from tests.repository.faults import Fault, FaultyStore, Shelf
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1500)]
 
 STRIDE = int(os.environ.get("TIDEMARK_STRIDE", "8"))
 """Every one on demand: TIDEMARK_STRIDE=1 pytest tests/repository/test_zombie_moments.py"""
@@ -175,7 +176,7 @@ async def _moments(folder: Path, first: tuple[int, ...], shard: int) -> AsyncIte
 async def _ended(store: Held, zombie: asyncio.Task[Copied | PointRef]) -> PointRef | None:
     store.go.set()
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(LONG):
             ended = await zombie
     finally:
         # Without a look at its point's end it would read the whole shard first, because the base's map is gone.

@@ -15,8 +15,9 @@ from orchestrator.api.tidemark.backup import BackupPhase
 from orchestrator.demo import install
 from orchestrator.kube.errors import Invalid
 from tests.system.world import SETTINGS, World, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ async def _namespace(found: World, name: str) -> None:
 
 async def _said(found: World, namespace: str, reason: str) -> str:
     """Wait for an Event with that reason and return its words."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONG):
         while True:
             events, _ = await found.client.list(Event, namespace)
             for event in events:
@@ -46,7 +47,7 @@ async def _condition(found: World, kind: Any, name: str, namespace: str, type_: 
         seen = condition(obj.status.conditions, type_) if obj is not None else None
         return seen is not None and (seen.status, seen.reason) == ("False", reason)
 
-    obj = await found.until(kind, name, namespace, met, within_s=30)
+    obj = await found.until(kind, name, namespace, met)
     seen = condition(obj.status.conditions, type_)
     assert seen is not None
     return seen
@@ -126,7 +127,7 @@ async def test_a_repository_that_cant_be_used_says_why(installed: World, change:
         seen = condition(obj.status.conditions, "Ready") if obj is not None else None
         return seen is not None and seen.status == "False"
 
-    obj = await found.until(BackupRepository, name, "", met, within_s=90)
+    obj = await found.until(BackupRepository, name, "", met)
     assert obj is not None
     seen = condition(obj.status.conditions, "Ready")
     assert seen is not None
@@ -159,7 +160,7 @@ async def test_a_repository_that_does_not_exist_or_admit_is_a_condition(installe
     seen = await _condition(found, BackupPolicy, "ghostly", namespace, "RepositoryReady", "RepositoryNotFound")
     assert "ghost" in seen.message
     await found.backup("ghostly", namespace, policy="ghostly")
-    done = await found.backup_ended("ghostly", namespace, within_s=90)
+    done = await found.backup_ended("ghostly", namespace)
     assert done.status.phase is BackupPhase.FAILED
     assert "ghost" in done.status.message
 

@@ -24,8 +24,9 @@ from orchestrator.demo import install
 from tests.blocks.volumes import Volume, take, vault_at
 from tests.mover.movers import Pod, end
 from tests.system.world import SETTINGS, World, digest, world, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(1500)]
 
 Harm = Callable[[Path], None]
 CHUNK = 256 * 1024
@@ -71,7 +72,7 @@ async def protected(found: World, namespace: str, seed: int) -> tuple[Path, Reco
 async def backed_up(found: World, namespace: str, name: str, **spec: object) -> RecoveryPoint:
     """Run a backup to its good end and return its point."""
     await found.backup(name, namespace, policy="all", **spec)
-    done = await found.backup_ended(name, namespace, within_s=100)
+    done = await found.backup_ended(name, namespace)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     (point,) = [p for p in await found.points(namespace) if p.spec.backup == name]
     return point
@@ -81,7 +82,7 @@ async def restored(found: World, name: str, namespace: str, point: str) -> Resto
     """Restore a point into a new claim named like the restore."""
     spec = msgspec.convert({"source": {"point": point}, "target": {"pvcName": name}}, RestoreSpec)
     await found.client.create(Restore(metadata=ObjectMeta(name=name, namespace=namespace), spec=spec))
-    return await found.restore_ended(name, namespace, within_s=100)
+    return await found.restore_ended(name, namespace)
 
 
 async def said(found: World, namespace: str, reason: str) -> list[str]:
@@ -187,7 +188,7 @@ async def test_a_mover_killed_every_time_ends_in_words_and_the_next_backup_works
     await found.apply(BackupPolicy, "all", namespace, spec)
     await found.backup("doomed", namespace, policy="all")
     kills = 0
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(LONG):
         while True:
             kills += found.kill_movers()
             done = await found.client.get(Backup, "doomed", namespace)
@@ -227,7 +228,7 @@ async def test_maintenance_runs_while_backups_run_and_touches_nothing_that_lives
             last = repository.status.last_maintenance if repository is not None else None
             return last is not None and last > ended
 
-        await found.until(BackupRepository, "vault", "", swept, within_s=150)
+        await found.until(BackupRepository, "vault", "", swept)
         await found.client.merge_patch(BackupRepository, "vault", "", {"spec": {"maintenance": {"suspend": True}}})
         for uid, wanted in expected.items():
             assert await found.restored_offline(uid) == wanted
@@ -248,7 +249,7 @@ async def test_maintenance_runs_while_backups_run_and_touches_nothing_that_lives
 
 async def _kill_maintenance(found: World) -> int:
     """Kill one maintenance mover as soon as it is seen, and see that the slot is told as failed."""
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(LONG):
         while True:
             if kills := found.kill_movers():
                 return kills
@@ -256,7 +257,7 @@ async def _kill_maintenance(found: World) -> int:
 
 
 async def _no_maintenance_left(found: World) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LONG):
         while True:
             jobs, _ = await found.client.list(Job, SETTINGS.namespace)
             if not [j.name for j in jobs if j.name.startswith("tm-maintain")]:
@@ -317,7 +318,7 @@ async def test_a_repository_that_fills_up_says_so_and_goes_on_when_there_is_room
             await _some_point(found, "full", "second", full)
             repository = Path(found.repository_url.removeprefix("file://"))
             enlarge(disk, "120m")
-            done = await found.backup_ended("second", "full", within_s=100)
+            done = await found.backup_ended("second", "full")
             assert done.status.phase is BackupPhase.COMPLETED, done.status
             (second,) = [p for p in await found.points("full") if p.spec.backup == "second"]
             assert await found.restored_offline(second.uid) == digest(image)
@@ -328,7 +329,7 @@ async def test_a_repository_that_fills_up_says_so_and_goes_on_when_there_is_room
             await found.backup("third", "full", policy="all")
             await _some_point(found, "full", "third", full)
             ballast.unlink()
-            done = await found.backup_ended("third", "full", within_s=150)
+            done = await found.backup_ended("third", "full")
             assert done.status.phase is BackupPhase.COMPLETED, done.status
             (third,) = [p for p in await found.points("full") if p.spec.backup == "third"]
             assert third.status.mode == "delta"
@@ -363,7 +364,7 @@ async def test_a_restore_onto_a_full_target_says_so_and_the_next_try_completes(t
 async def _some_point(found: World, namespace: str, backup: str, met: Callable[[RecoveryPoint], bool]) -> RecoveryPoint:
     last: list[RecoveryPoint] = []
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONG):
             while True:
                 last = [p for p in await found.points(namespace) if p.spec.backup == backup]
                 for point in last:

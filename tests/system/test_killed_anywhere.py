@@ -35,7 +35,7 @@ async def _one(found: World, number: int, chance: random.Random, images: dict[st
     if victim in ("controller", "both"):
         found.kill_controller()
         await found.start_controller()
-    done = await found.backup_ended(name, NAMESPACE, within_s=90)
+    done = await found.backup_ended(name, NAMESPACE)
     assert done.status.phase is BackupPhase.COMPLETED, (number, victim, delay, done.status)
     points = [p for p in await found.points(NAMESPACE) if p.spec.backup == name]
     assert len(points) == len(images)

@@ -12,8 +12,9 @@ from orchestrator.api.meta import condition
 from orchestrator.api.tidemark import BackupRepository, RecoveryPoint
 from tests.system.test_data_path import CHUNK, backed_up, flipped, objects, protected
 from tests.system.world import SETTINGS, World, digest, write
+from tests.waiting import LONG
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system, pytest.mark.timeout(1500)]
 
 
 def verified(found: BackupRepository | None) -> str:
@@ -46,7 +47,7 @@ async def test_damage_is_found_by_the_schedule_told_on_its_points_and_healed_by_
     # when verifications come by themselves
     spec = {"verify": {"schedule": {"every": "5s"}, "depth": "full"}}
     await installed.client.merge_patch(BackupRepository, "vault", "", {"spec": spec})
-    await installed.until(BackupRepository, "vault", "", lambda r: verified(r) == "Damaged", within_s=120)
+    await installed.until(BackupRepository, "vault", "", lambda r: verified(r) == "Damaged")
     # then the second point is hurt, and the first is not
     await installed.until(RecoveryPoint, two.name, "rotten", lambda p: hurt(p) == "True")
     assert hurt(await installed.client.get(RecoveryPoint, one.name, "rotten")) == ""
@@ -63,12 +64,12 @@ async def test_damage_is_found_by_the_schedule_told_on_its_points_and_healed_by_
     await installed.until(RecoveryPoint, two.name, "rotten", lambda p: p is None)
     # (any change wakes it sooner than its look each minute)
     await installed.client.merge_patch(BackupRepository, "vault", "", {"spec": {"verify": {"samplePercent": 6}}})
-    await installed.until(BackupRepository, "vault", "", lambda r: verified(r) == "Verified", within_s=120)
+    await installed.until(BackupRepository, "vault", "", lambda r: verified(r) == "Verified")
     assert await gauge(installed, "damaged_points") == "0.0"
     # switched off, nothing is left behind
     spec = {"verify": {"suspend": True}}
     await installed.client.merge_patch(BackupRepository, "vault", "", {"spec": spec})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LONG):
         while (await installed.client.list(Job, SETTINGS.namespace))[0]:
             await asyncio.sleep(0.2)
     assert objects(installed, "verified") == set()

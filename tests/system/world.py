@@ -29,6 +29,7 @@ from orchestrator.demo.programs import Program, free_port
 from orchestrator.demo.volumes import locked, sha256_of
 from orchestrator.kube.client import Client
 from orchestrator.kube.errors import Unavailable
+from tests.waiting import LONG
 
 T = TypeVar("T", bound=K8sObject)
 SETTINGS = Settings()
@@ -66,7 +67,7 @@ class World:
         async def serving() -> bool:
             return not wait or await self.http_ok("/readyz")
 
-        await self._controller.start(serving, 60)
+        await self._controller.start(serving, LONG)
 
     async def http_ok(self, path: str) -> bool:
         """Return whether the controller's web server answers 200."""
@@ -160,7 +161,7 @@ class World:
         wanted = msgspec.convert(spec, BackupSpec)
         await self.client.create(Backup(metadata=ObjectMeta(name=name, namespace=namespace), spec=wanted))
 
-    async def backup_ended(self, name: str, namespace: str, within_s: float = 60) -> Backup:
+    async def backup_ended(self, name: str, namespace: str, within_s: float = LONG) -> Backup:
         """Wait for a Backup's end."""
         found = await self.until(
             Backup, name, namespace, lambda b: b is not None and b.status.phase in OVER, within_s=within_s
@@ -168,7 +169,7 @@ class World:
         assert found is not None
         return found
 
-    async def restore_ended(self, name: str, namespace: str, within_s: float = 60) -> Restore:
+    async def restore_ended(self, name: str, namespace: str, within_s: float = LONG) -> Restore:
         """Wait for a Restore's end."""
         found = await self.until(
             Restore, name, namespace, lambda r: r is not None and r.status.phase in RESTORED, within_s=within_s
@@ -187,7 +188,7 @@ class World:
         namespace: str,
         met: Callable[[T | None], bool],
         *,
-        within_s: float = 60,
+        within_s: float = LONG,
     ) -> T | None:
         """Wait until an object is as wanted (None: not there)."""
         last: T | None = None
@@ -204,7 +205,7 @@ class World:
             log = (self.folder / "controller.log").read_text()[-3000:]
             raise AssertionError(f"{kind.__name__} {namespace}/{name} is not as wanted: {last}\n{log}") from None
 
-    async def settled(self, namespace: str, *, snapshots: int, within_s: float = 60) -> None:
+    async def settled(self, namespace: str, *, snapshots: int, within_s: float = LONG) -> None:
         """Wait until nothing transient is left, and `snapshots` physical snapshots stay for the namespace."""
         left: list[str] = []
         with contextlib.suppress(TimeoutError):
@@ -256,7 +257,7 @@ class World:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, "KUBECONFIG": str(self.folder / "kubeconfig"), "NO_COLOR": "1", "COLUMNS": "200"},
         )
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(LONG):
             out, _ = await process.communicate()
         return process.returncode or 0, out.decode()
 
@@ -293,7 +294,7 @@ async def world(folder: Path, *, sandbox_arguments: Sequence[str] = ()) -> Async
     async def ready() -> bool:
         return b"is ready" in (folder / "sandbox.log").read_bytes()
 
-    await sandbox.start(ready, 60)
+    await sandbox.start(ready, LONG)
     try:
         async with await Client.connect(kubeconfig=str(folder / "kubeconfig"), field_manager="test") as client:
             await install.definitions(client)

@@ -21,6 +21,7 @@ from orchestrator.observe.metrics import Metrics, RpoSample, Sources
 from orchestrator.web.errors import AddressRefused, AddressTaken, BadAddress
 from orchestrator.web.server import Web, parse_address
 from orchestrator.web.status import PointRow, PolicyRow, RepositoryRow, StatusPage, render
+from tests.waiting import SHORT
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 NASTY = "<script>alert('x')</script>"
@@ -56,7 +57,7 @@ def metrics(count: int = 1) -> Metrics:
 async def serving(web: Web) -> AsyncIterator[aiohttp.ClientSession]:
     task = asyncio.create_task(web.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SHORT):
             started = asyncio.create_task(web.started.wait())
             await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
             started.cancel()

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from orchestrator.sandbox.apiserver.server import ApiServer
+from tests.waiting import SHORT
 
 
 class Client:
@@ -23,7 +24,7 @@ class Client:
 
     async def call(self, method: str, path: str, body: Any = None, **query: str) -> tuple[int, Any]:
         url = self.server.url + path
-        async with asyncio.timeout(10), self.session.request(method, url, json=body, params=query) as response:
+        async with asyncio.timeout(SHORT), self.session.request(method, url, json=body, params=query) as response:
             return response.status, await response.json()
 
     async def made(self, path: str, body: Any) -> Any:
@@ -39,7 +40,7 @@ async def serving(directory: Path, **options: Any) -> AsyncIterator[Client]:
     ready = asyncio.Event()
     task = asyncio.create_task(server.run(ready))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SHORT):
             await ready.wait()
         context = ssl.create_default_context(cadata=server.ca_pem.decode())
         token = server.token_for("admin", ["system:masters"])

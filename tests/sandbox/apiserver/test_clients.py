@@ -13,6 +13,7 @@ from aiohttp import web
 from kubernetes_asyncio.watch import Watch
 
 from tests.sandbox.apiserver.conftest import Client
+from tests.waiting import SHORT
 
 
 async def test_kubernetes_asyncio_reads_writes_and_watches(client: Client, tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ async def test_kubernetes_asyncio_reads_writes_and_watches(client: Client, tmp_p
         await core.patch_namespaced_config_map("a", "default", {"data": {"k": "w"}})
         seen = []
         rv = made.metadata.resource_version
-        async with asyncio.timeout(10), Watch() as watch:
+        async with asyncio.timeout(SHORT), Watch() as watch:
             await core.delete_namespaced_config_map("a", "default")
             stream = watch.stream(core.list_namespaced_config_map, "default", resource_version=rv, timeout_seconds=5)
             async for event in stream:

@@ -18,6 +18,7 @@ from orchestrator.sandbox.kinds import JOB, POD
 from orchestrator.sandbox.objects import name, status, uid
 from tests.sandbox.cluster.fixtures import allow_default_account
 from tests.sandbox.cluster.world import MIB, World
+from tests.waiting import SHORT
 
 pytestmark = pytest.mark.system
 
@@ -32,16 +33,16 @@ async def test_a_restart_on_the_same_directory_finds_everything_and_fails_what_r
             file.write(b"x" * MIB)
         before = await world.snapshot("lives", "lives")
         job = await world.job("runs", "echo $$$$; exec sleep 60", backoffLimit=0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SHORT):
             while not any(status(pod).get("phase") == "Running" for pod in await world.pods("runs")):
                 await asyncio.sleep(0.02)
         [pod] = await world.pods("runs")
         log = tmp_path / "data" / "pods" / uid(pod) / "logs" / "main.log"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SHORT):
             while not log.read_text().strip():
                 await asyncio.sleep(0.02)
         pid = int(log.read_text())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SHORT):
         while alive(pid):
             await asyncio.sleep(0.02)
     # when: it starts again
@@ -75,7 +76,7 @@ async def test_the_command_says_when_it_is_ready_and_ends_clean_and_a_killed_one
             *command, "--dir", str(tmp_path), stdout=asyncio.subprocess.PIPE, env={**os.environ, "KUBECONFIG": ""}
         )
         assert made.stdout is not None
-        line = await asyncio.wait_for(made.stdout.readline(), 30)
+        line = await asyncio.wait_for(made.stdout.readline(), SHORT)
         assert line.decode().strip() == f"The sandbox is ready: export KUBECONFIG={tmp_path}/kubeconfig"
         return made
 
@@ -86,7 +87,7 @@ async def test_the_command_says_when_it_is_ready_and_ends_clean_and_a_killed_one
         world = World(api)
         claim = await world.claim("cli")
         await world.job("sleeps", "echo $$$$; exec sleep 60", claims={"cli": "cli"}, backoffLimit=0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SHORT):
             while not list((tmp_path / "data" / "pods").glob("*/processes.json")):
                 await asyncio.sleep(0.02)
         image = await world.image(claim)
@@ -100,7 +101,7 @@ async def test_the_command_says_when_it_is_ready_and_ends_clean_and_a_killed_one
     # when: it is started again, it ends what was left, and itself on SIGTERM
     process = await start()
     process.terminate()
-    assert await asyncio.wait_for(process.wait(), 15) == 0
+    assert await asyncio.wait_for(process.wait(), SHORT) == 0
     assert not alive(pid)
 
 

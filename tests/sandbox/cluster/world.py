@@ -30,6 +30,7 @@ from orchestrator.wire.snapshotmetadata import (
     GetMetadataDeltaRequest,
     SnapshotMetadataStub,
 )
+from tests.waiting import SHORT
 
 MIB = 1 << 20
 BLOCK = 65536
@@ -42,7 +43,7 @@ class World:
         self.api = api
 
     async def until(
-        self, resource: Resource, at: Manifest, holds: Callable[[Manifest], Any], timeout_s: float = 10
+        self, resource: Resource, at: Manifest, holds: Callable[[Manifest], Any], timeout_s: float = SHORT
     ) -> Manifest:
         """Wait until an object satisfies `holds`; return it."""
         held: Manifest = {}
@@ -56,7 +57,7 @@ class World:
         except TimeoutError as err:
             raise AssertionError(f"not within {timeout_s} s: {held}") from err
 
-    async def until_gone(self, resource: Resource, at: Manifest, timeout_s: float = 10) -> None:
+    async def until_gone(self, resource: Resource, at: Manifest, timeout_s: float = SHORT) -> None:
         """Wait until an object is gone."""
         held: Manifest = {}
         try:
@@ -147,7 +148,7 @@ class World:
         }
         return await self.api.create(JOB, body)
 
-    async def finished(self, job: Manifest, timeout_s: float = 15) -> Manifest:
+    async def finished(self, job: Manifest, timeout_s: float = SHORT) -> Manifest:
         """Wait until a Job is Complete or Failed."""
         return await self.until(
             JOB,

@@ -20,6 +20,7 @@ from orchestrator.sandbox.kinds import (
 )
 from orchestrator.sandbox.objects import Manifest, labels, name, spec, status, uid
 from tests.sandbox.cluster.world import World
+from tests.waiting import SHORT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +43,7 @@ async def gone(world: World, job: Manifest) -> None:
 
 
 async def until_running(world: World, job: str) -> Manifest:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SHORT):
         while True:
             for pod in await world.pods(job):
                 if status(pod).get("phase") == "Running":
@@ -117,14 +118,14 @@ async def test_a_mount_over_the_programs_own_folder_does_not_hide_it(world: Worl
     assert (await log(world, pod)).strip().endswith("/volumes/scratch/here")
 
 
-async def until(holds: Any, timeout_s: float = 8) -> None:
+async def until(holds: Any, timeout_s: float = SHORT) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.02)
 
 
 async def until_no_attachment(world: World) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(SHORT):
         while (await world.api.list(VOLUME_ATTACHMENT))[0]:
             await asyncio.sleep(0.02)
 
@@ -172,7 +173,7 @@ async def test_a_job_past_its_deadline_is_failed_and_its_process_is_gone(world: 
 
 
 async def until_log(world: World, pod: Manifest) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(SHORT):
         while not (await log(world, pod)).strip().isdigit():
             await asyncio.sleep(0.02)
 
@@ -182,7 +183,7 @@ async def test_a_finished_job_goes_after_its_time_to_live_and_takes_its_pods_alo
 
     await world.until_gone(JOB, job)
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(SHORT):
         while await world.pods("short"):
             await asyncio.sleep(0.02)
 
@@ -265,7 +266,7 @@ async def test_a_volume_is_attached_to_one_node_only(world: World) -> None:
     await until_running(world, "first")
     pin = {"nodeSelector": {"kubernetes.io/hostname": nodes[1]}}
     second = await world.job("second", "true", claims={"v": "single"}, pod=pin)
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(SHORT):
         while not [e for e in (await world.api.list(EVENT, "default"))[0] if "Multi-Attach" in e["message"]]:
             await asyncio.sleep(0.02)
     [pod] = await world.pods("second")
@@ -299,7 +300,7 @@ async def test_a_node_attaches_no_more_than_its_limit(sandbox: Sandbox, world: W
         await world.job(
             f"limit-{at}", "sleep 60", claims={"v": f"limit-{at}"}, pod={"terminationGracePeriodSeconds": 0}
         )
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(SHORT):
         while (
             len(
                 [

@@ -10,6 +10,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from orchestrator.sandbox.node.probes import ask, not_played, port_of, watch
+from tests.waiting import SHORT
 
 pytestmark = pytest.mark.asyncio
 
@@ -63,7 +64,7 @@ class Heard:
         self.news.set()
 
     async def until(self, entry: tuple[str, bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SHORT):
             while entry not in self.told:
                 self.news.clear()
                 await self.news.wait()
@@ -89,7 +90,7 @@ async def test_a_dead_container_is_to_be_ended_after_its_threshold(program: Prog
     program.status = 500
     container = program.container(livenessProbe=program.probe(failureThreshold=3), readinessProbe=program.probe())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SHORT):
         assert await watch(container, "127.0.0.1", heard.tell, heard.unhealthy) == "liveness"
 
     assert sum(line.startswith("Liveness") for line in heard.wrong) == 3
@@ -103,7 +104,7 @@ async def test_nothing_else_is_asked_before_the_start(program: Program) -> None:
         startupProbe=program.probe("/start", failureThreshold=2), livenessProbe=program.probe("/live")
     )
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SHORT):
         assert await watch(container, "127.0.0.1", heard.tell, heard.unhealthy) == "startup"
 
     assert program.asked == ["/start", "/start"]

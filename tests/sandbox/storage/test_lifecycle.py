@@ -18,6 +18,7 @@ from orchestrator.sandbox.kinds import (
 )
 from orchestrator.sandbox.objects import Manifest, annotations_of, finalizers, name, spec, status, uid
 from tests.sandbox.cluster.world import MIB, World
+from tests.waiting import SHORT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,7 +27,7 @@ def from_snapshot(at: str) -> Manifest:
     return {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": at}
 
 
-async def said(world: World, about: str, reason: str, timeout_s: float = 8) -> str:
+async def said(world: World, about: str, reason: str, timeout_s: float = SHORT) -> str:
     """Wait for an event of that reason about an object; return its message."""
     async with asyncio.timeout(timeout_s):
         while True:
