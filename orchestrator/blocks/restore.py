@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from orchestrator.blocks.crew import Channel, Crew
 from orchestrator.blocks.stretch import GROUP_CHUNKS, Stretch
@@ -34,9 +35,12 @@ GROUP_BYTES = PACK_TARGET
 """Bytes that are fetched together: a pack whose chunks are all wanted comes in one request."""
 FETCHERS = 3
 """Groups that are under way or being written at once: enough to hide a store's delay, and the bound of memory."""
-BATCH_BYTES, DIRECT_BATCH_BYTES, BATCH_CHUNKS = 1 << 20, 4 << 20, 64
-"""Of the volume: what one writer takes, opens and writes at once. Chunks in a row are one write; past the page cache
-each write waits for the disk, so that fewer and larger ones pay."""
+BATCH_BYTES, DIRECT_BATCH_BYTES, BATCH_CHUNKS = 1 << 20, 2 << 20, 64
+"""Of the volume: what one thread takes and opens at once. Chunks in a row are one write; past the page cache each write
+waits for the disk, so that fewer and larger ones pay."""
+DIRECT_WRITERS = 2
+"""Threads that only write, past the page cache: a core is never idle because the disk is busy, and the disk is never
+idle because a core is. Where the page cache takes what is written, nobody waits, and who opened a chunk writes it."""
 STRETCH_CHUNKS = 64 * 1024
 """Chunks looked at together when deciding what to fetch together: 4 GiB at 64 KiB, in some 10 MiB of memory."""
 ZERO_STEP = 1 << 30
@@ -48,6 +52,7 @@ class RestoreOptions:
     """How hard to work."""
 
     writers: int = 4
+    """Threads that open and write chunks; past the page cache up to `DIRECT_WRITERS` more do the writing."""
     bandwidth_limit: int | None = None
     """Bytes per second written to the target."""
     iops_limit: int | None = None
@@ -58,24 +63,36 @@ Group = dict[Entry, list[int]]
 """Chunks to fetch together, and the indexes where each belongs (equal chunks are stored once)."""
 
 
-class Fetched:
-    """A group in memory, which makes room for another when all of it is written."""
+class Countdown:
+    """Calls `then` when all that it counts is done. Thread safe."""
 
-    def __init__(self, chunks: int, free: Callable[[], None]) -> None:
-        self._left, self._free, self._lock = chunks, free, threading.Lock()
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        self._left, self._then, self._lock = count, then, threading.Lock()
 
-    def wrote(self, chunks: int) -> bool:
-        """Count chunks as written; say whether that was all. Nobody holds on to their memory any more."""
+    def done(self, count: int = 1) -> bool:
+        """Count something as done; say whether that was all."""
         with self._lock:
-            self._left -= chunks
+            self._left -= count
             last = self._left == 0
         if last:
-            self._free()
+            self._then()
         return last
 
 
-Batch = tuple[list[tuple[Sealed, list[int]]], Fetched]
-"""Fetched chunks with where each belongs, and what they were fetched with."""
+Batch = tuple[list[tuple[Sealed, list[int]]], Countdown]
+"""Fetched chunks with where each belongs, and what counts those of their group."""
+Scratch = list[memoryview]
+"""Memory to open the chunks of a batch in, a piece for each."""
+
+
+class Opened(NamedTuple):
+    """Chunks that were checked, to be written."""
+
+    pieces: list[tuple[int, Bytes]]
+    """Offsets and what belongs there, in order; may lie in `scratch`."""
+    scratch: Scratch
+    last: bool
+    """Whether these are the last of their group."""
 
 
 async def write_point(
@@ -120,20 +137,30 @@ class _Writing:
         self._target, self._tallies = target, tallies
         self._tally = tallies.new()
         self._crew = Crew("the restore")
+        openers, writers = options.writers, min(options.writers, DIRECT_WRITERS) if target.direct else 0
+        fetchers = min(FETCHERS, openers)
         self._todo: Channel[Group] = Channel(self._crew, 1)
-        self._ready: Channel[Batch] = Channel(self._crew, options.writers)
-        self._fetching = min(FETCHERS, options.writers)
-        self._room: Channel[bool] = Channel(self._crew, self._fetching)
-        for _ in range(self._fetching):
+        self._ready: Channel[Batch] = Channel(self._crew, openers)
+        self._opened: Channel[Opened] = Channel(self._crew, writers)
+        self._room: Channel[bool] = Channel(self._crew, fetchers)
+        self._scratch: Channel[Scratch] = Channel(self._crew, openers + 2 * writers)
+        for _ in range(fetchers):
             self._room.put(True)
-        self._fetching_lock = threading.Lock()
+        for _ in range(openers + 2 * writers):
+            self._scratch.put(self._some_memory())
+        self._fetching = Countdown(fetchers, self._ready.close)
+        self._opening = Countdown(openers, self._opened.close)
+        self._writers = writers
         self._throttle = Throttle(options.bandwidth_limit, options.iops_limit, wait=self._crew.pause)
         self._vault = vault
         self._crew.add("feeder", self._feed)
-        for number in range(self._fetching):
-            self._crew.add(f"fetcher-{number}", functools.partial(self._fetch_groups, tallies.new()))
-        for number in range(options.writers):
-            self._crew.add(f"writer-{number}", _Writer(self, tallies.new()).run)
+        for work, name, count in (
+            (self._fetch_groups, "fetcher", fetchers),
+            (self._open_batches, "opener", openers),
+            (self._write_batches, "writer", writers),
+        ):
+            for number in range(count):
+                self._crew.add(f"{name}-{number}", functools.partial(work, tallies.new()))
 
     async def run(self) -> None:
         await self._crew.run()
@@ -187,35 +214,17 @@ class _Writing:
         while (group := self._todo.get()) is not None:
             self._room.get()
             self._fetch_group(group, tally)
-        with self._fetching_lock:
-            self._fetching -= 1
-            last = self._fetching == 0
-        if last:
-            self._ready.close()
+        self._fetching.done()
 
     def _fetch_group(self, group: Group, tally: Tally) -> None:
         with tally.stage("fetch"):
             found = self._crew.call(self._fetch(group))
-        fetched = Fetched(len(found), lambda: self._room.put(True))
+        fetched = Countdown(len(found), lambda: self._room.put(True))
         found.reverse()
         while found:
             some = [found.pop() for _ in range(min(self._together, len(found)))]
-            # Taken from the end: what is written is let go of at once.
+            # Taken from the end: what is opened is let go of at once.
             self._ready.put(([(sealed, group[sealed.entry]) for sealed in reversed(some)], fetched))
-
-    def write_some(self, tally: Tally, scratch: Sequence[memoryview]) -> bool:
-        """Write the next fetched chunks; False when there are no more."""
-        batch = self._ready.get()
-        if batch is None:
-            return False
-        chunks, fetched = batch
-        del batch
-        count = len(chunks)
-        self._write(self._open(chunks, tally, scratch), tally)
-        if fetched.wrote(count):
-            with tally.stage("sync"):
-                self._target.start_sync()
-        return True
 
     async def _fetch(self, group: Group) -> list[Sealed]:
         by_pack: dict[ObjectRef, list[Entry]] = {}
@@ -223,14 +232,39 @@ class _Writing:
             by_pack.setdefault(entry.pack, []).append(entry)
         return await self._packs.fetch_all(by_pack)
 
-    def scratch(self) -> list[memoryview]:
-        """Return memory for one writer to open the chunks of a batch in."""
+    def _some_memory(self) -> Scratch:
         memory = memoryview(big_buffer(self._together * self._chunk))
         return [memory[at : at + self._chunk] for at in range(0, len(memory), self._chunk)]
 
-    def _open(
-        self, chunks: list[tuple[Sealed, list[int]]], tally: Tally, scratch: Sequence[memoryview]
-    ) -> list[tuple[int, Bytes]]:
+    def _open_batches(self, tally: Tally) -> None:
+        """Open what was fetched, batch by batch, until there are no more. Runs in threads of its own."""
+        while (batch := self._ready.get()) is not None:
+            chunks, fetched = batch
+            del batch
+            count = len(chunks)
+            scratch = self._scratch.get()
+            assert scratch is not None
+            pieces = self._open(chunks, tally, scratch)
+            opened = Opened(pieces, scratch, fetched.done(count))
+            if self._writers:
+                self._opened.put(opened)
+            else:
+                self._write_batch(opened, tally)
+        self._opening.done()
+
+    def _write_batches(self, tally: Tally) -> None:
+        """Write what was opened, batch by batch, until there are no more. Runs in threads of its own."""
+        while (opened := self._opened.get()) is not None:
+            self._write_batch(opened, tally)
+
+    def _write_batch(self, opened: Opened, tally: Tally) -> None:
+        self._write(opened.pieces, tally)
+        self._scratch.put(opened.scratch)
+        if opened.last:
+            with tally.stage("sync"):
+                self._target.start_sync()
+
+    def _open(self, chunks: list[tuple[Sealed, list[int]]], tally: Tally, scratch: Scratch) -> list[tuple[int, Bytes]]:
         """Open chunks, and return offsets and what belongs there, in order."""
         started = time.perf_counter()
         tally.chunks_read += len(chunks)
@@ -271,19 +305,6 @@ class _Writing:
             tally.written += length
             tally.done += length
             first += len(row)
-
-
-class _Writer:
-    """One writer thread."""
-
-    def __init__(self, work: _Writing, tally: Tally) -> None:
-        self._work, self._tally = work, tally
-
-    def run(self) -> None:
-        """Open and write chunks until there are no more."""
-        scratch = self._work.scratch()
-        while self._work.write_some(self._tally, scratch):
-            pass
 
 
 async def _next(batches: AsyncIterator[list[tuple[int, Entry]]]) -> list[tuple[int, Entry]] | None:

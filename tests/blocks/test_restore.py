@@ -29,6 +29,7 @@ from orchestrator.repository.packreader import PackReader, Sealed
 from orchestrator.repository.vault import Vault
 from tests.blocks.stores import MemoryStore
 from tests.blocks.volumes import CHUNK, Point, Volume, give_back, take, vault_at, vault_on
+from tests.waiting import SHORT
 
 SIZE = 60 * CHUNK + 4096 + 17
 
@@ -243,6 +244,61 @@ async def test_no_more_packs_are_in_memory_than_fetchers(tmp_path: Path, monkeyp
     assert store.alive == 0
 
 
+def _take_direct_writes(target: Target) -> None:
+    """Have it behave as on a disk, on whatever the tests run."""
+    if target._direct >= 0:
+        os.close(target._direct)
+    target._direct = os.dup(target._fd)
+
+
+async def test_what_waits_for_the_disk_keeps_its_memory(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a point of many batches, each opened in memory that is used again, and a slow target
+    monkeypatch.setattr(restore, "BATCH_CHUNKS", 1)
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.noise(0, SIZE)
+    manifest, _ = await open_manifest(vault, (await take(vault, volume.path)).ref.key)
+    # when it is restored
+    with SlowTarget.create(tmp_path / "back", SIZE) as target:
+        _take_direct_writes(target)
+        await write_point(vault, manifest, target, RestoreOptions(writers=4))
+    # then nothing was opened over what had still to be written
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
+
+
+async def test_chunks_are_opened_while_the_disk_is_busy(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a point of many batches, and a target whose first write ends only when more chunks were opened
+    monkeypatch.setattr(restore, "BATCH_CHUNKS", 1)
+    volume = Volume(tmp_path / "volume", SIZE)
+    volume.noise(0, SIZE)
+    manifest, _ = await open_manifest(vault, (await take(vault, volume.path)).ref.key)
+    opened = threading.Semaphore(0)
+    in_time: list[bool] = []
+    open_one = PackReader.open
+
+    def counted(self: PackReader, sealed: Sealed, scratch: memoryview | None = None) -> Bytes:
+        opened.release()
+        return open_one(self, sealed, scratch)
+
+    class Busy(Target):
+        def write_all(self, offset: int, pieces: Sequence[Bytes]) -> None:
+            if not in_time:
+                in_time.append(opened.acquire(timeout=SHORT) and opened.acquire(timeout=SHORT))
+            super().write_all(offset, pieces)
+
+    monkeypatch.setattr(PackReader, "open", counted)
+    # when it is restored by one thread that opens
+    with Busy.create(tmp_path / "back", SIZE) as target:
+        _take_direct_writes(target)
+        await write_point(vault, manifest, target, RestoreOptions(writers=1))
+    # then that one hadn't waited
+    assert in_time == [True]
+    assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()
+
+
 async def test_all_that_goes_past_the_page_cache_lies_on_pages_of_its_own(
     tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +320,7 @@ async def test_all_that_goes_past_the_page_cache_lies_on_pages_of_its_own(
     monkeypatch.setattr(os, "pwritev", aligned_only)
     # when it is restored
     with Target.create(tmp_path / "back", SIZE) as target:
-        target._direct = os.dup(target._fd)
+        _take_direct_writes(target)
         total = await write_point(vault, manifest, target)
     # then nothing of it was refused for where it lay in memory
     assert (tmp_path / "back").read_bytes() == volume.path.read_bytes()

@@ -34,7 +34,7 @@ KnownZero = Annotated[bool, typer.Option("--known-zero", help="The device to wri
 Sha256 = Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of the whole volume.")]
 Expect = Annotated[str | None, typer.Option(metavar="DIGEST", help="The manifest's digest, kept elsewhere.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE|-", help="Write all figures there.")]
-Writers = Annotated[int, typer.Option(min=1, max=64, help="Threads.")]
+Writers = Annotated[int, typer.Option(min=1, max=64, help="Threads that open and write chunks.")]
 Limit = Annotated[
     int | None,
     typer.Option(
