@@ -206,6 +206,9 @@ class Part(ABC):
     async def setup(self) -> list[Runnable]:
         """Create what the part needs in the cluster and return its roles, wired to mirrors."""
 
+    async def begin(self) -> None:  # noqa: B027 - most parts find nothing of an earlier life
+        """Do what must be done before the part counts as ready; the mirrors are in step by then."""
+
     async def teardown(self) -> None:  # noqa: B027 - most parts leave nothing to end
         """End what the part started outside of this process's tasks."""
 
@@ -218,6 +221,7 @@ class Part(ABC):
                     tasks.create_task(mirror.run(), name=f"{self.name} mirror {mirror.resource.plural}")
                 for mirror in self._mirrors.values():
                     await mirror.synced.wait()
+                await self.begin()
                 for role in roles:
                     tasks.create_task(role.run(), name=f"{self.name} {role.name}")
                 self.ready.set()

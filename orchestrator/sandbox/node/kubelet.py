@@ -115,8 +115,7 @@ class Kubelet(Role):
                 self.want(key(pod))
 
     async def run(self) -> None:
-        """End what an earlier life left, then reconcile; end every container with the node."""
-        await asyncio.to_thread(self._end_leftovers)
+        """Reconcile; end every container with the node."""
         try:
             async with asyncio.TaskGroup() as children:
                 self._children = children
@@ -370,8 +369,8 @@ class Kubelet(Role):
         half.write_bytes(msgspec.json.encode(content))
         half.replace(path)
 
-    def _end_leftovers(self) -> None:
-        """Kill processes of an earlier life of this node; remove what belongs to pods that are gone."""
+    def end_leftovers(self) -> None:
+        """Kill processes of an earlier life of this node; remove what belongs to pods that are gone. Before `run`."""
         known = {uid(pod) for pod in self._pods}
         for home in self._root.glob("*"):
             with suppress(OSError, msgspec.DecodeError, KeyError):

@@ -79,6 +79,7 @@ class Nodes(Part):
         if unknown:
             raise UnknownRole(f"unknown roles {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
         self.faults = faults or Faults(self.mirror(CONFIG_MAP, NAMESPACE))
+        self._kubelets: list[Kubelet] = []
         self._log_servers: list[LogServer] = []
 
     async def setup(self) -> list[Runnable]:
@@ -88,6 +89,7 @@ class Nodes(Part):
             for node, zone in zip(self._names, self._zones, strict=True):
                 kubelet = Kubelet(self, node, self._directory, self.faults, self._isolation)
                 await self._register(node, zone, kubelet)
+                self._kubelets.append(kubelet)
                 made.append(kubelet)
             made.append(Heartbeat(self.api, self._names))
         if "scheduler" in self._wanted:
@@ -99,6 +101,11 @@ class Nodes(Part):
         if "attacher" in self._wanted:
             made.append(Attacher(self, self.faults))
         return made
+
+    async def begin(self) -> None:
+        """End what an earlier life left: whoever is told to stop as soon as it is ready must have done so."""
+        for kubelet in self._kubelets:
+            await asyncio.to_thread(kubelet.end_leftovers)
 
     async def teardown(self) -> None:
         """Close the log servers."""
