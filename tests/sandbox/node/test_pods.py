@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.sandbox.api import MERGE
 from orchestrator.sandbox.cluster import Sandbox
 from orchestrator.sandbox.kinds import (
     CONFIG_MAP,
@@ -161,12 +162,13 @@ async def test_a_failing_job_ends_after_its_backoff_limit_and_counts_every_pod_o
 
 
 async def test_a_job_past_its_deadline_is_failed_and_its_process_is_gone(world: World) -> None:
-    job = await world.job(
-        "late", "echo $$$$; sleep 60", activeDeadlineSeconds=1, pod={"terminationGracePeriodSeconds": 1}
-    )
+    job = await world.job("late", "echo $$$$; sleep 600", pod={"terminationGracePeriodSeconds": 1})
     pod = await until_running(world, "late")
     await until_log(world, pod)
     pid = int(await log(world, pod))
+
+    deadline = {"spec": {"activeDeadlineSeconds": 1}}
+    await world.api.call("PATCH", JOB.path("default", "late"), body=deadline, content_type=MERGE)
 
     assert condition(await world.finished(job)) == ("Failed", "DeadlineExceeded")
     assert not Path(f"/proc/{pid}").exists()
