@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 
@@ -334,8 +335,9 @@ class _Whims(FaultyStore):
         self.most, self.most_bytes = max(self.most, self.under_way), max(self.most_bytes, self.bytes)
         if self.under_way > 1:
             self.together.set()
-        async with asyncio.timeout(LONG):
-            await self.together.wait()  # the first read is answered when the second is under way
+        # the first read is answered when a second is under way; what comes next may have to wait for this one, though
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.together.wait(), 2.0)
         for _ in range(self.rng.randrange(60)):
             await asyncio.sleep(0)
         try:
