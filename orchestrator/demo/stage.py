@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -37,10 +37,23 @@ class Waited(Terminal):
 
 
 class Stage:
-    """Everything that runs, and how to look at it."""
+    """Everything that runs, and how to look at it.
 
-    def __init__(self, folder: Path, client: Client, sandbox: Program, controller: Program, metrics: str) -> None:
+    `patience`: seconds that anything may take; a machine that tests is busier than one that shows.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        client: Client,
+        sandbox: Program,
+        controller: Program,
+        metrics: str,
+        *,
+        patience: float = 60.0,
+    ) -> None:
         self.folder = folder
+        self.patience = patience
         self.client = client
         self.sandbox = sandbox
         self.controller = controller
@@ -54,16 +67,24 @@ class Stage:
         """Return the cluster's kubeconfig."""
         return self.folder / "kubeconfig"
 
-    async def until(self, what: str, met: Callable[[], object], within_s: float = 60.0) -> None:
+    async def until(self, what: str, met: Callable[[], object]) -> None:
         """Wait until `met()` is true. Raises Waited, ProgramFailed."""
+
+        async def ask() -> object:
+            return met()
+
+        await self.until_told(what, ask)
+
+    async def until_told(self, what: str, ask: Callable[[], Awaitable[object]]) -> None:
+        """Wait until an answer of `ask()` is true. Raises Waited, ProgramFailed."""
         try:
-            async with asyncio.timeout(within_s):
-                while not met():
+            async with asyncio.timeout(self.patience):
+                while not await ask():
                     self.sandbox.check()
                     self.controller.check()
                     await asyncio.sleep(0.1)
         except TimeoutError as error:
-            raise Waited(f"waited {within_s:.0f} s in vain for {what}") from error
+            raise Waited(f"waited {self.patience:.0f} s in vain for {what}") from error
 
     async def poll(
         self, what: str, kind: type[T], name: str, met: Callable[[T | None], bool], **where: str
@@ -71,7 +92,7 @@ class Stage:
         """Wait until an object is as `met` wants it (None: it is not there). Raises Waited, ProgramFailed."""
         last: T | None = None
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(self.patience):
                 while True:
                     last = await self.client.find(kind, name, where.get("namespace", ""))
                     if met(last):
@@ -80,7 +101,7 @@ class Stage:
                     self.controller.check()
                     await asyncio.sleep(0.15)
         except TimeoutError as error:
-            raise Waited(f"waited 60 s in vain for {what}; last seen: {last}"[:800]) from error
+            raise Waited(f"waited {self.patience:.0f} s in vain for {what}; last seen: {last}"[:800]) from error
 
     async def image(self, claim: str, namespace: str = NAMESPACE) -> Path:
         """Return the file behind a claim's volume."""
@@ -97,7 +118,7 @@ class Stage:
         return next(iter(self.folder.rglob(f"{kind}/{handle}.img")), self.folder / kind / f"{handle}.img")
 
     async def rpo(self) -> list[RpoReading]:
-        """Scrape the RPO gauge."""
+        """Scrape the RPO gauge. Raises aiohttp.ClientError, TimeoutError."""
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"{self.metrics}/metrics") as answer:
             answer.raise_for_status()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import pytest
 import pytest_asyncio
 
 from orchestrator.api.foreign.core import PersistentVolumeClaim, Pod
-from orchestrator.api.meta import K8sObject, ObjectMeta
+from orchestrator.api.meta import ObjectMeta
 from orchestrator.api.tidemark import BackupPolicy, RecoveryPoint, Restore
 from orchestrator.api.tidemark.backup import BackupPhase
 from orchestrator.api.tidemark.restore import RestorePhase, RestoreSpec
@@ -22,7 +20,7 @@ from orchestrator.demo import install
 from orchestrator.demo.report import Report
 from orchestrator.demo.script import Script
 from orchestrator.demo.stage import NAMESPACE as DEMO_NAMESPACE
-from orchestrator.demo.stage import Stage, Waited
+from orchestrator.demo.stage import Stage
 from orchestrator.demo.story import tell_story
 from tests.real.cluster import RealCluster
 from tests.real.world import REPOSITORY, RealWorld, real_world
@@ -31,7 +29,6 @@ from tests.waiting import LONG
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
-T = TypeVar("T", bound=K8sObject)
 SHOP = "two-zones"
 SIZE = 16 << 20
 CHUNK = 64 * 1024
@@ -42,23 +39,6 @@ async def world(cluster: RealCluster, tmp_path_factory: pytest.TempPathFactory) 
     """Tidemark installed on the cluster, its controller running."""
     async with real_world(cluster, tmp_path_factory.mktemp("story")) as found:
         yield found
-
-
-class PatientStage(Stage):
-    """The demonstration's stage, which waits longer: a machine that tests is busier than one that shows."""
-
-    async def until(self, what: str, met: Callable[[], object], within_s: float = LONG) -> None:
-        """Wait until `met()` is true. Raises Waited."""
-        await super().until(what, met, max(within_s, LONG))
-
-    async def poll(
-        self, what: str, kind: type[T], name: str, met: Callable[[T | None], bool], **where: str
-    ) -> T | None:
-        """Wait until an object is as `met` wants it. Raises Waited."""
-        for _ in range(3):
-            with contextlib.suppress(Waited):
-                return await super().poll(what, kind, name, met, **where)
-        return await super().poll(what, kind, name, met, **where)
 
 
 def user_of(claim: str, zone: str) -> dict[str, object]:
@@ -81,7 +61,8 @@ def user_of(claim: str, zone: str) -> dict[str, object]:
 async def test_the_demonstration_holds_on_a_real_cluster(world: RealWorld) -> None:
     """The same text that `tidemark demo` plays: every claim of it holds with real controllers."""
     lines: list[str] = []
-    stage = PatientStage(world.cluster.data.parent, world.client, world.sandbox, world.controller, world.metrics)
+    folder = world.cluster.data.parent
+    stage = Stage(folder, world.client, world.sandbox, world.controller, world.metrics, patience=LONG)
     script = Script(stage=stage, report=Report(), tell=lines.append)
     try:
         await tell_story(script, 64 << 20, 1.0)
