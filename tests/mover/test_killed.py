@@ -43,11 +43,11 @@ async def kill_and_continue(place: Path, seed: int, kills: int) -> None:
     volume.noise(4 * MIB, 140 * MIB)
     changes = [(4 * MIB, 140 * MIB)]
     intent_id = await announce(vault, volume.path, changes, mode="delta", base=full.ref, chunk_size=4 * CHUNK)
-    pod = Pod.make(place, vault, url, "backup", intent_id, volume.path, bandwidth_limit=200 * MIB)
     killed = 0
-    # when its mover is killed at random moments
+    # when its mover is killed at random moments, the first one long before it can end
     for _ in range(kills):
-        process = pod.start()
+        limit = 200 * MIB if killed else 40 * MIB
+        process = Pod.make(place, vault, url, "backup", intent_id, volume.path, bandwidth_limit=limit).start()
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(moments.uniform(0, 0.8))  # noqa: ASYNC251  # the moment of the kill is what is tested

@@ -74,7 +74,9 @@ async def test_maintenance_killed_at_many_moments_goes_on_and_takes_only_what_is
     pod = Pod.make(tmp_path, vault, url, "maintain", vault.namespace_id, volume.path, grace_s=0.0)
     # when maintenance is killed six times, ever later, and then runs to its end as often as it takes
     killed = 0
-    for number in range(6):
+    for number in [*range(6)] * 10:  # a busy machine may kill too late, and not only once
+        if killed and number == 0:
+            break
         process = pod.start()
         assert process.stdout is not None
         process.stdout.readline()
