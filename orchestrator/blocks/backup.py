@@ -429,23 +429,25 @@ class _Copier:
         self._builder.set(index, entry.id, entry.pack, entry.slot, entry.length, entry.codec)
 
     def _recall(self, ref: ObjectRef) -> bytes | None:
-        """Return the records of a pack; None while it is still on its way, or when a neighbour's can't be read.
+        """Return the records of a pack; None while it is still on its way, none of a neighbour's that can't be read.
 
-        What is wrong with another volume's pack must not stop this one's backup: a chunk without a record is stored
-        once more. A pack of this point is another matter: the point refers to it already.
+        What is wrong with another volume's pack must not stop this one's backup, nor be asked for at every chunk: a
+        chunk without a record is stored once more. A pack of this point is another matter: the point refers to it
+        already.
         """
         return self._crew.call(self._read_records(ref))
 
     async def _read_records(self, ref: ObjectRef) -> bytes | None:
+        own = ref.intent == intent_bytes(self._plan.record.point_id)
         info = await self._vault.store.head(self._vault.names.pack(ref))
         if info is None:
-            return None
+            return None if own else b""
         try:
             footer = await read_footer(self._vault, ref, info.size)
         except (Damaged, ObjectMissing, UnsupportedFormat):
-            if ref.intent == intent_bytes(self._plan.record.point_id):
+            if own:
                 raise
-            return None
+            return b""
         return b"".join(record(one.slot, one.id, one.length, one.codec) for one in footer)
 
     def _stats(self) -> PointStats:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError as FutureCancelled
 from typing import Any, Generic, TypeVar
 
-from orchestrator.blocks.errors import Interrupted
+from orchestrator.blocks.errors import Interrupted, NoThread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,23 +94,37 @@ class Crew:
                 self._wakers.remove(cancel)
 
     async def run(self) -> None:
-        """Start all threads and wait until all have ended; raise the first error. Cancelling stops them first."""
+        """Start all threads and wait until all have ended; raise the first error.
+
+        Cancelling stops them; however often that happens, none of them outlives this call. Raises also NoThread.
+        """
         assert self._threads, "a crew needs somebody"
-        self._left = len(self._threads)
+        self._start()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ended.is_set():
+            try:
+                await self._ended.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.fail(Interrupted(self._what))
         for thread in self._threads:
-            thread.start()
-        try:
-            await self._ended.wait()
-        except asyncio.CancelledError:
-            self.fail(Interrupted(self._what))
-            await self._ended.wait()
-            raise
-        finally:
-            if self._ended.is_set():
-                for thread in self._threads:
-                    thread.join()
+            thread.join()
+        if cancelled is not None:
+            raise cancelled
         if self._error is not None:
             raise self._error
+
+    def _start(self) -> None:
+        """Start the threads; one that can't be started is an error like another's, and those after it are let go of."""
+        self._left = len(self._threads)
+        for number, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                self.fail(NoThread(self._what, number, len(self._threads)))
+                self._gone(len(self._threads) - number)
+                del self._threads[number:]
+                return
 
     def _run_one(self, work: Callable[[], None]) -> None:
         try:
@@ -120,11 +134,14 @@ class Crew:
         except BaseException as error:  # noqa: BLE001  # any death of a thread must stop the others and be told
             self.fail(error)
         finally:
-            with self._lock:
-                self._left -= 1
-                last = self._left == 0
-            if last:
-                self._loop.call_soon_threadsafe(self._ended.set)
+            self._gone(1)
+
+    def _gone(self, count: int) -> None:
+        with self._lock:
+            self._left -= count
+            last = self._left == 0
+        if last:
+            self._loop.call_soon_threadsafe(self._ended.set)
 
 
 class Channel(Generic[Item]):

@@ -140,3 +140,15 @@ class PlanMismatch(Terminal):
 
     reason: ClassVar[str] = "PlanMismatch"
     remedy: ClassVar[str] = "Make a new recovery point; this one's plan doesn't fit what it is run with."
+
+
+class NoThread(Retryable):
+    """The machine lets this process start no more threads."""
+
+    reason: ClassVar[str] = "NoThread"
+    remedy: ClassVar[str] = (
+        "Raise the limit of processes (of the pod, or `ulimit -u`), or let fewer threads work at once."
+    )
+
+    def __init__(self, what: str, started: int, wanted: int) -> None:
+        super().__init__(f"{what} could start only {started} of {wanted} threads")

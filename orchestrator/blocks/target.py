@@ -168,7 +168,7 @@ class Target:
         try:
             return os.pwritev(self._direct, pieces, offset)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise _write_error(self.path, offset, error) from error
             # It takes O_DIRECT at open and refuses it at a write, or wants larger pages: through the cache from now on.
             self._refuses_direct = True

@@ -133,6 +133,8 @@ def orderly_end() -> Iterator[list[signal.Signals]]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
+        if len(came) > 1:
+            return  # the first one is being obeyed, and a second interruption would meet that anywhere
         if callable(signal.getsignal(signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)
         else:  # a shell's background job: Ctrl-C is not for it, and nobody turns it into a cancellation

@@ -8,6 +8,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.blocks import equal
@@ -26,6 +27,7 @@ from orchestrator.repository.neighbours import neighbours
 from orchestrator.repository.pack import FooterEntry
 from orchestrator.repository.plan import Plan, put_plan
 from orchestrator.repository.point import remove
+from orchestrator.repository.store import CountingStore
 from orchestrator.repository.vault import Vault
 from tests.blocks.volumes import CHUNK, KIB, Volume, give_back, vault_at
 
@@ -198,9 +200,11 @@ async def test_a_neighbours_pack_that_cant_be_read_does_not_stop_a_backup(
         raw = bytearray(path.read_bytes())
         raw[-40] ^= 1
         path.write_bytes(raw)
-    point = await _made(vault, second, across=True)
-    # then all of it is stored again
+    counting = CountingStore(vault.store)
+    point = await _made(msgspec.structs.replace(vault, store=counting), second, across=True)
+    # then all of it is stored again, and the pack wasn't asked for at each of its chunks
     assert point.manifest.stats.chunks_stored == 32
+    assert counting.requests["head"] < 10
     await _same(vault, point.ref, second, tmp_path / "back")
 
 

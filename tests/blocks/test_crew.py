@@ -8,7 +8,9 @@ import threading
 import pytest
 
 from orchestrator.blocks.crew import Channel, Crew, Sequence
+from orchestrator.blocks.errors import NoThread
 from orchestrator.errors import Terminal
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.quick
 
@@ -74,6 +76,50 @@ async def test_cancelling_the_owner_stops_the_threads_first() -> None:
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 10)
     assert not any(thread.name == "sleeper" for thread in threading.enumerate())
+
+
+async def test_cancelling_again_leaves_no_thread_behind() -> None:
+    """Without this a descriptor could be closed, and its number given to another file, under a write."""
+    crew = Crew("the test")
+    started, written = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def write() -> None:
+        loop.call_soon_threadsafe(started.set)
+        assert written.wait(LONG)  # a write that the disk takes its time for
+
+    crew.add("writer", write)
+    task = asyncio.create_task(crew.run())
+    await started.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    written.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(thread.name == "writer" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("last", [0, 2])
+async def test_a_thread_that_cant_be_started_stops_the_others(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    # given a machine that lets a process have few threads
+    crew = Crew("the test")
+    start, begun = threading.Thread.start, list[str]()
+
+    def limited(thread: threading.Thread) -> None:
+        if len(begun) == last:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for number in range(4):
+        crew.add(f"limited-{number}", lambda: crew.pause(3600))
+    # when a crew needs more, then it says so, and those that were started have ended
+    with pytest.raises(NoThread, match=f"the test could start only {last} of 4 threads"):
+        await asyncio.wait_for(crew.run(), LONG)
+    assert not any(thread.name.startswith("limited") for thread in threading.enumerate())
 
 
 async def test_results_come_back_in_order_within_the_window() -> None:

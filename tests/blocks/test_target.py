@@ -182,11 +182,12 @@ def test_pieces_in_a_row_are_whole_however_little_the_kernel_takes_at_once(
     assert (tmp_path / "new").read_bytes() == expected
 
 
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_what_direct_writes_refuse_is_written_all_the_same_and_an_error_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
     # given a device that refuses direct writes, then one that breaks
-    answers = [errno.EINVAL, errno.EIO]
+    answers = [refusal, errno.EIO]
 
     def refuse(*_: object) -> int:
         raise OSError(answers[0], os.strerror(answers.pop(0)))

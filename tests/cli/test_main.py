@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,11 @@ def test_a_command_ends_its_process_without_the_interpreters_own_end() -> None:
     # then it doesn't happen, and all that was to be said is said
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"tidemark \S+\n", done.stdout)
+
+
+def test_a_second_wish_to_end_does_not_disturb_what_the_first_one_began() -> None:
+    with cli.orderly_end() as came:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert came == [signal.SIGTERM] * 2

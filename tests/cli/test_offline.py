@@ -284,7 +284,8 @@ def test_a_restore_that_is_told_to_end_leaves_no_half_file(
             deadline = time.monotonic() + LONG
             while not partial.exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
-            # when its target is there, and the machine wants it to end
+            # when its target is there, and the machine wants it to end, and says so twice
+            restore.send_signal(number)
             restore.send_signal(number)
             _, said = restore.communicate(timeout=LONG)
         finally:
