@@ -20,6 +20,7 @@ import yaml
 from aiohttp import web
 
 from orchestrator.api.meta import K8sObject, Resource
+from tests.waiting import LONG
 
 TOKEN = "test-token-that-must-never-be-seen"
 
@@ -192,7 +193,7 @@ class FakeApi:
             if verb == method and re.search(path, url) and all(params.get(k) == v for k, v in query.items())
         )
 
-    async def until(self, condition: Callable[[], bool], limit_s: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], bool], limit_s: float = LONG) -> None:
         """Wait until the server's state fulfils `condition`."""
         async with asyncio.timeout(limit_s), self.changed:
             await self.changed.wait_for(condition)

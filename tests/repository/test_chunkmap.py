@@ -79,7 +79,9 @@ _step = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(_step, min_size=1, max_size=6))
 async def test_any_history_of_changes_reads_back_as_a_dict_would(steps: list[tuple[int, int, int, int, bool]]) -> None:
     vault = await new_vault(await open_store(f"memory://{uuid.uuid4().hex}"))
