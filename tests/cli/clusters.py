@@ -16,6 +16,7 @@ from orchestrator.config import Settings
 from orchestrator.demo import install
 from orchestrator.kube.client import Client
 from orchestrator.sandbox.apiserver.server import ApiServer
+from tests.waiting import LONG
 
 T = TypeVar("T")
 SETTINGS = Settings()
@@ -41,7 +42,7 @@ class Cluster:
     def do(self, act: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
         """Do something as the admin and return what came of it."""
         assert self._client is not None
-        return asyncio.run_coroutine_threadsafe(act(self._client), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(act(self._client), self._loop).result(LONG)
 
     async def _run(self) -> None:
         server = ApiServer(self.folder / "state")
@@ -68,7 +69,7 @@ class Cluster:
     def start(self) -> None:
         """Serve."""
         self._thread.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(LONG)
         assert self._task is not None
         assert not self._task.done()
 
@@ -76,7 +77,7 @@ class Cluster:
         """Stop serving."""
         assert self._task is not None
         self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(30)
+        self._thread.join(LONG)
         assert not self._thread.is_alive()
 
 

@@ -155,7 +155,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def watch(
-        self, path: str, *, headers: dict[str, str] | None = None, timeout: float = 10, **query: Any
+        self, path: str, *, headers: dict[str, str] | None = None, timeout: float = SHORT, **query: Any
     ) -> Iterator[Iterator[Obj]]:
         """Open a watch; iterate its events (each read waits at most `timeout`)."""
         connection = self._connection(timeout)
@@ -236,7 +236,7 @@ def _ready(url: str, token: str, process: subprocess.Popen[bytes], log: Path, ti
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < end, log.read_text()[-3000:]
         try:
-            connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context, timeout=2)
+            connection = http.client.HTTPSConnection(parts.hostname, parts.port, context=context, timeout=10)
             connection.request("GET", "/readyz", headers={"Authorization": f"Bearer {token}"})
             if connection.getresponse().status == 200:
                 return
@@ -306,7 +306,7 @@ def real(directory: Path, assets: Path) -> Iterator[Cluster]:
     ]
     url = f"https://127.0.0.1:{port}"
     with _process(etcd, directory / "etcd.log"), _process(api, directory / "api.log") as process:
-        _ready(url, ADMIN_TOKEN, process, directory / "api.log", 60)
+        _ready(url, ADMIN_TOKEN, process, directory / "api.log", LONG)
         ca = (directory / "certs" / "apiserver.crt").read_bytes()
         config = directory / "kubeconfig"
         cluster = {"server": url, "certificate-authority-data": base64.b64encode(ca).decode()}

@@ -14,7 +14,7 @@ import pytest
 from tests.contract import clusters
 from tests.contract.clusters import Cluster
 from tests.contract.test_custom_resources import DEFINITIONS, SPEC, STATUS, install
-from tests.waiting import LONG
+from tests.waiting import LONG, SHORT
 
 # A machine without kubectl runs its hermetic tests all the same.
 pytestmark = [] if clusters.find_kubectl() else [pytest.mark.real]
@@ -121,19 +121,19 @@ def test_patch_label_annotate_replace(cluster: Cluster, ns: str, group: str) -> 
 
 
 def test_wait_for_conditions_values_and_deletion(cluster: Cluster, ns: str, group: str) -> None:
-    cluster.kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=10s")
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/gadgets.{group}", "--timeout=60s")
     cluster.kubectl("-n", ns, "create", "-f", "-", stdin=_gadget(group))
     binary = clusters.find_kubectl()
     assert binary is not None
-    arguments = ["--kubeconfig", str(cluster.kubeconfig), "-n", ns, "wait", f"gadgets.{group}/g", "--timeout=20s"]
+    arguments = ["--kubeconfig", str(cluster.kubeconfig), "-n", ns, "wait", f"gadgets.{group}/g", "--timeout=60s"]
     with subprocess.Popen(
         [binary, *arguments, "--for=jsonpath={.status.phase}=Done"], stdout=subprocess.PIPE
     ) as waiting:
         cluster.patch(f"/apis/{group}/v1/namespaces/{ns}/gadgets/g/status", {"status": {"phase": "Done"}}).ok()
-        assert waiting.wait(25) == 0
+        assert waiting.wait(SHORT) == 0
     with subprocess.Popen([binary, *arguments, "--for=delete"], stdout=subprocess.PIPE) as waiting:
         cluster.delete(f"/apis/{group}/v1/namespaces/{ns}/gadgets/g").ok()
-        assert waiting.wait(25) == 0
+        assert waiting.wait(SHORT) == 0
 
 
 def test_watch_shows_changes(cluster: Cluster, ns: str, group: str) -> None:
@@ -163,7 +163,7 @@ def test_imperative_commands(cluster: Cluster, ns: str) -> None:
     token = cluster.kubectl("-n", ns, "create", "token", "robot", "--audience=us").stdout.strip()
     assert len(token.split(".")) == 3
     assert "j " in cluster.kubectl("-n", ns, "get", "jobs").stdout
-    cluster.kubectl("-n", ns, "delete", "job", "j", "--timeout=30s")
+    cluster.kubectl("-n", ns, "delete", "job", "j", "--timeout=60s")
     assert cluster.kubectl("-n", ns, "delete", "configmap", "c").stdout.strip().startswith('configmap "c" deleted')
 
 

@@ -24,7 +24,7 @@ CHART = CHECKOUT / "charts" / "tidemark"
 NAMESPACE = "tidemark-system"
 RELEASE = "tidemark"
 CONTROLLER = "app.kubernetes.io/component=controller"
-READY_S = 120
+READY_S = 300
 
 
 class Installed:
@@ -60,13 +60,13 @@ class Installed:
     async def uninstall(self) -> None:
         """Uninstall and wait until no Pod of the controller is left. The namespace and all else stay."""
         await self._helm("uninstall", self.release, "--wait")
-        await self._kubectl("wait", "--for=delete", "pod", "-l", CONTROLLER, "-n", self.namespace, "--timeout=120s")
+        await self._kubectl("wait", "--for=delete", "pod", "-l", CONTROLLER, "-n", self.namespace, "--timeout=300s")
 
     async def remove(self) -> None:
         """Take everything away that `install` made, so that the next module finds a clean cluster."""
         await self._helm("uninstall", self.release, "--wait", "--ignore-not-found")
         await self._kubectl("delete", "namespace", self.namespace, "--wait=false")
-        await self._kubectl("wait", "--for=delete", f"namespace/{self.namespace}", "--timeout=120s")
+        await self._kubectl("wait", "--for=delete", f"namespace/{self.namespace}", "--timeout=300s")
 
     async def ready(self) -> None:
         """Wait until every replica of the controller is ready and no other is left."""

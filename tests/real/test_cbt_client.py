@@ -23,6 +23,7 @@ import yaml
 from orchestrator.sandbox.cluster import Sandbox
 from tests.real.cluster import RealCluster
 from tests.real.servers import tool
+from tests.waiting import LONG
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1500)]
 
@@ -98,7 +99,7 @@ class Site:
 
 def _run(command: list[str], stdin: str) -> str:
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-    done = subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -115,7 +116,7 @@ async def _furnish(admin: Path, folder: Path) -> Site:
     site = Site(admin, "cbt-client", folder / "lister.kubeconfig")
     await site.kubectl("create", "namespace", site.namespace)
     await site.kubectl("apply", "-f", "-", stdin=SETUP.replace("NS", site.namespace))
-    await site.kubectl("wait", "pvc/disk", "--for=jsonpath={.status.phase}=Bound", "--timeout=90s")
+    await site.kubectl("wait", "pvc/disk", "--for=jsonpath={.status.phase}=Bound", "--timeout=300s")
     config = yaml.safe_load(admin.read_text())
     config["users"][0]["user"] = {"token": (await site.kubectl("create", "token", "lister")).strip()}
     site.lister.touch(mode=0o600)
@@ -126,7 +127,7 @@ async def _furnish(admin: Path, folder: Path) -> Site:
         await asyncio.to_thread(_write, image, *blocks)
         await site.kubectl("apply", "-f", "-", stdin=SNAPSHOT.replace("NS", site.namespace).replace("NAME", name))
         await site.kubectl(
-            "wait", f"volumesnapshot/{name}", "--for=jsonpath={.status.readyToUse}=true", "--timeout=90s"
+            "wait", f"volumesnapshot/{name}", "--for=jsonpath={.status.readyToUse}=true", "--timeout=300s"
         )
     return site
 
@@ -137,8 +138,8 @@ async def _furnished(admin: Path, folder: Path) -> AsyncIterator[Site]:
     try:
         yield site
     finally:
-        await site.kubectl("delete", "volumesnapshot", "--all", "--timeout=90s")
-        await site.kubectl("delete", "namespace", site.namespace, "--timeout=90s")
+        await site.kubectl("delete", "volumesnapshot", "--all", "--timeout=300s")
+        await site.kubectl("delete", "namespace", site.namespace, "--timeout=300s")
         await site.kubectl("delete", "clusterrole,clusterrolebinding", f"{site.namespace}-lister")
 
 

@@ -73,7 +73,7 @@ async def test_a_pod_gets_its_volume_where_it_runs_and_its_log_comes_through_the
         for name in ("soon", "late"):
             assert (await cluster.client.get(PersistentVolumeClaim, name, "ground")).bound
     finally:
-        await asyncio.to_thread(run, "delete", "namespace", "ground", "--wait=true", "--timeout=120s")
+        await asyncio.to_thread(run, "delete", "namespace", "ground", "--wait=true", "--timeout=300s")
 
 
 async def test_credentials_are_those_of_the_user_and_no_more(cluster: RealCluster) -> None:
@@ -99,4 +99,4 @@ async def test_a_cluster_goes_on_after_a_restart_of_its_api_server_and_a_compact
         return "Bound" in run("get", "pvc", "after", "-n", "ground-2", "--no-headers").stdout
 
     await eventually(bound)
-    await asyncio.to_thread(run, "delete", "namespace", "ground-2", "--wait=true", "--timeout=120s")
+    await asyncio.to_thread(run, "delete", "namespace", "ground-2", "--wait=true", "--timeout=300s")

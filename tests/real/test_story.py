@@ -152,8 +152,8 @@ async def test_kills_of_controller_and_mover_cost_no_point(world: RealWorld, ima
     async with asyncio.timeout(LONG):
         while not world.running_movers():
             await asyncio.sleep(0.05)
-    await world.kill_installed()
     assert world.kill_movers()
+    await world.kill_installed()
     done = await world.backup_ended("killed", SHOP)
     assert done.status.phase is BackupPhase.COMPLETED, done.status
     for point in [p for p in await world.points(SHOP) if p.spec.backup == "killed"]:

@@ -150,7 +150,7 @@ async def real_world(cluster: RealCluster, folder: Path, *, lease_s: int = LEASE
         try:
             yield found
         finally:
-            await asyncio.to_thread(cluster.kubectl, "delete", "backuprepositories", "--all", "--timeout=60s")
+            await asyncio.to_thread(cluster.kubectl, "delete", "backuprepositories", "--all", "--timeout=300s")
             await installed.remove()
     finally:
         await server.kill()

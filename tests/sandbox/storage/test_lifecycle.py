@@ -307,9 +307,9 @@ async def test_snapshot_faults_delay_and_fail_and_are_over_when_switched_off(san
     await sandbox.fault("snapshot-error")
     failing = await world.snapshot("failing", "faulty", wait=False)
     await world.until(SNAPSHOT, failing, lambda s: "snapshot-error" in str(status(s).get("error")))
-    await sandbox.fault("snapshot-error", None)
     await sandbox.fault("snapshot-never-ready")
-    held = await world.until(SNAPSHOT, failing, lambda s: status(s).get("creationTime"), timeout_s=15)
+    await sandbox.fault("snapshot-error", None)
+    held = await world.until(SNAPSHOT, failing, lambda s: status(s).get("creationTime"))
     assert not status(held)["readyToUse"]
     await sandbox.fault("snapshot-never-ready", None)
     await world.ready(failing)
